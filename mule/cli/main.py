@@ -1,0 +1,304 @@
+"""The command line: parse, call mule.commands, show. Commands are imported when they run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import mule
+from mule.cli.perform import DEBUG, Result, perform, split_words
+
+_HELP = "Carry a small language model through its whole life, and prove every step."
+_PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
+
+app = typer.Typer(help=_HELP, add_completion=False, pretty_exceptions_enable=False, **_PLAIN)
+data_app = typer.Typer(help="Look at the data, and make rows of it.", **_PLAIN)
+runs_app = typer.Typer(help="Look at runs.", **_PLAIN)
+recipe_app = typer.Typer(help="The recipes that come with Mule.", **_PLAIN)
+app.add_typer(data_app, name="data")
+app.add_typer(runs_app, name="runs")
+app.add_typer(recipe_app, name="recipe")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RECIPE] [key=value]...",
+        help="A recipe, and settings that override it; docs/configuration.md lists them.",
+        show_default=False,
+    ),
+]
+Root = Annotated[Path, typer.Option("--root", help="The folder of the runs.")]
+
+
+def main() -> None:
+    """The entry point. `--debug` may stand anywhere."""
+    app(args=[word for word in sys.argv[1:] if word != DEBUG], prog_name="mule")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mule {mule.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+    ] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Options before the command; both act where they are parsed."""
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="Seed of data and training.")] = 0,
+    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo"),
+    fast: Annotated[bool, typer.Option("--fast", help="A smaller one, to see it run.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Carry a model through its whole life on data that comes with Mule."""
+
+    def work() -> Result:
+        from mule.commands import demo as command
+
+        return command.run(seed=seed, folder=folder, fast=fast)
+
+    perform(work, as_json=as_json)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="The folder to write to.")] = Path(),
+    as_json: Json = False,
+) -> None:
+    """Write an example data folder and recipe."""
+
+    def work() -> Result:
+        from mule.commands import init as command
+
+        return command.run(folder)
+
+    perform(work, as_json=as_json)
+
+
+@data_app.command("prepare")
+def data_prepare(words: Words = None, as_json: Json = False) -> None:
+    """Make the rows of a recipe without training on them."""
+    recipe, overrides = split_words(words or [])
+
+    def work() -> Result:
+        from mule.commands import data as command
+
+        return command.prepare(recipe, overrides)
+
+    perform(work, as_json=as_json)
+
+
+@data_app.command("preview")
+def data_preview(
+    words: Words = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many examples.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Show what the model reads and which tokens it learns."""
+    recipe, overrides = split_words(words or [])
+
+    def work() -> Result:
+        from mule.commands import data as command
+
+        return command.preview(recipe, overrides, rows=rows)
+
+    perform(work, as_json=as_json)
+
+
+@app.command()
+def train(
+    words: Words = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the same run.")] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the run's folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train what a recipe says: from scratch, on chats, or an adapter."""
+    recipe, overrides = split_words(words or [])
+
+    def work() -> Result:
+        from mule.commands import train as command
+
+        return command.run(recipe, overrides, resume=resume, name=name)
+
+    perform(work, as_json=as_json)
+
+
+@runs_app.command("list")
+def runs_list(root: Root = Path("runs"), as_json: Json = False) -> None:
+    """The runs here, newest first."""
+
+    def work() -> Result:
+        from mule.commands import runs
+
+        return runs.list_runs(root)
+
+    perform(work, as_json=as_json)
+
+
+@runs_app.command("show")
+def runs_show(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    root: Root = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """State, figures, checkpoints, lineage and the reasons of one run."""
+
+    def work() -> Result:
+        from mule.commands import runs
+
+        return runs.show(run, root)
+
+    perform(work, as_json=as_json)
+
+
+@recipe_app.command("list")
+def recipe_list(as_json: Json = False) -> None:
+    """Their names."""
+
+    def work() -> Result:
+        from mule.commands import recipes
+
+        return recipes.list_recipes()
+
+    perform(work, as_json=as_json)
+
+
+@recipe_app.command("show")
+def recipe_show(
+    name: Annotated[str, typer.Argument(help="A recipe's name.")], as_json: Json = False
+) -> None:
+    """The text of one."""
+
+    def work() -> Result:
+        from mule.commands import recipes
+
+        return recipes.show(name)
+
+    perform(work, as_json=as_json, show=lambda console, shown: console.out(shown["text"], end=""))
+
+
+@app.command()
+def merge(
+    adapter: Annotated[str, typer.Argument(help="The run or folder of an adapter.")],
+    out: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put an adapter into its base model, and check that both answer alike."""
+
+    def work() -> Result:
+        from mule.commands import merge as command
+
+        return command.run(adapter, out=out)
+
+    perform(work, as_json=as_json)
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="A run or a model folder.")],
+    types: Annotated[
+        str | None, typer.Option("--types", help="GGUF types, such as f16,q8_0,q4_k_m.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write GGUF files for llama.cpp, Ollama and Docker Model Runner."""
+    chosen = [word.strip().lower() for word in types.split(",")] if types else None
+
+    def work() -> Result:
+        from mule.commands import export as command
+
+        return command.run(source, types=chosen, out=out)
+
+    perform(work, as_json=as_json)
+
+
+@app.command()
+def verify(
+    gguf: Annotated[Path, typer.Argument(help="A GGUF file, or a folder of them.")],
+    against: Annotated[str | None, typer.Option(help="The run or folder it was made from.")] = None,
+    texts: Annotated[list[Path] | None, typer.Option("--text", help="Texts to compare on.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a GGUF file in llama.cpp and compare it with the model it came from."""
+
+    def work() -> Result:
+        from mule.commands import verify as command
+
+        return command.run(gguf, against=against, texts=texts)
+
+    perform(work, as_json=as_json)
+
+
+@app.command("eval")
+def evaluate(
+    source: Annotated[str, typer.Argument(help="A run or a model folder.")],
+    data: Annotated[list[str] | None, typer.Option("--data", help="Files to score on.")] = None,
+    max_rows: Annotated[int | None, typer.Option(min=1, help="Rows to use at most.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Loss and perplexity of a model on held-out data."""
+
+    def work() -> Result:
+        from mule.commands import eval as command
+
+        return command.run(source, data=data, max_rows=max_rows)
+
+    perform(work, as_json=as_json)
+
+
+@app.command()
+def chat(
+    source: Annotated[str, typer.Argument(help="A run, a model folder or a GGUF file.")],
+    *,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="One question, then leave.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Of so many best tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    min_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    repeat_penalty: Annotated[float | None, typer.Option(min=0)] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    base: Annotated[str | None, typer.Option(help="Where an adapter's base is now.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Talk to a model."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    given = {name: given[name] for name in given if name not in ("source", "prompt", "as_json")}
+
+    def work() -> Result:
+        from mule.cli import talk
+
+        return talk.run(source, prompt, given, as_json=as_json)
+
+    perform(work, as_json=as_json, show=lambda _console, _result: None)
+
+
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="What to measure.")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure speed on this machine."""
+
+    def work() -> Result:
+        from mule.commands import bench as command
+
+        return command.run(what, words or [])
+
+    perform(work, as_json=as_json)

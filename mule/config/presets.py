@@ -1,0 +1,23 @@
+"""The recipes that come with Mule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_FOLDERS = (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")  # installed, or in a checkout
+
+
+def presets() -> dict[str, Path]:
+    """Name -> file of each recipe that comes with Mule."""
+    found: dict[str, Path] = {}
+    for folder in _FOLDERS:
+        for file in sorted(folder.rglob("*.yaml")):
+            name = str(file.relative_to(folder).with_suffix(""))
+            found.setdefault(name, file)
+    return found
+
+
+def preset_file(name: str) -> Path | None:
+    """The file of the recipe called `name`, with or without .yaml; None when there is none."""
+    return presets().get(name.removesuffix(".yaml"))

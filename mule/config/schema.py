@@ -1,0 +1,327 @@
+"""Every setting of Mule, once: its type, limits, default, meaning and role.
+
+This file feeds validation, `--help`, docs/configuration.md, the JSON Schema and the web form.
+Role: an *identity* setting changes what is learned, so it is part of a run's fingerprint and may
+not change on resume; a *mechanical* setting changes only speed, storage or reporting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mule.config.section import Problem, Section, knob, section
+
+Auto = Literal["auto"]
+Count = Annotated[int, Field(ge=1)]
+CountFromZero = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+ExportType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
+
+CHAT_FORMATS = ("messages", "alpaca", "gsm8k")
+_ONE_OF = (("steps", "epochs", "tokens"), ("step_rows", "step_tokens", "step_examples"))
+
+
+class ModelSection(Section):
+    """What is trained: a model to start from, a named size, or explicit dimensions."""
+
+    path: Text | None = knob(
+        None, "Model to start from: a run, a folder in Hugging Face layout, or a hub id."
+    )
+    size: Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?[mb]$")] | None = knob(
+        None,
+        "Named size of a new model, such as 25m: all parameters counted at a 32k vocabulary. "
+        "Dimensions given beside it replace its own.",
+        form="a number followed by m or b, such as 25m",
+    )
+    family: Literal["llama", "qwen3"] = knob(
+        "qwen3", "Architecture of a new model, named as in transformers; qwen3 adds QK-norm."
+    )
+    hidden_size: Count | None = knob(None, "Width of the residual stream.")
+    num_layers: Count | None = knob(None, "Number of decoder blocks.")
+    num_heads: Count | None = knob(None, "Query heads of each attention layer.")
+    num_kv_heads: Count | None = knob(
+        None,
+        "Key and value heads: equal to num_heads is MHA, 1 is MQA, between them GQA. "
+        "Default: num_heads.",
+    )
+    head_dim: Count | None = knob(
+        None, "Width of one head, an even number. Default: hidden_size / num_heads."
+    )
+    intermediate_size: Count | None = knob(
+        None, "Width of the SwiGLU feed-forward layer. Default: chosen from hidden_size."
+    )
+    tie_embeddings: bool = knob(True, "Use the embedding matrix as the output head too.")
+    rope_theta: Annotated[float, Field(ge=1)] = knob(10_000.0, "Base of the rotary positions.")
+    max_position_embeddings: Count | None = knob(
+        None, "Longest context the model declares. Default: data.max_seq_length.", unit="tokens"
+    )
+    vocab_size: Count | None = knob(
+        None,
+        "Rows of the embedding matrix, at least the tokenizer's size. Default: the tokenizer's "
+        "size, rounded up.",
+    )
+
+    def idle(self) -> Iterator[Problem]:
+        if self.path is None:
+            return
+        why = f"cannot take effect: model.path={self.path} brings its own; remove one of the two"
+        for name in type(self).model_fields:
+            if name != "path":
+                yield Problem(name, why, because="path")
+
+    def conflicts(self) -> Iterator[Problem]:
+        heads, kv_heads, hidden = self.num_heads, self.num_kv_heads, self.hidden_size
+        if heads and kv_heads and heads % kv_heads:
+            yield Problem("num_kv_heads", f"{kv_heads} does not divide num_heads = {heads}")
+        if self.head_dim and self.head_dim % 2:
+            yield Problem("head_dim", f"{self.head_dim} is odd; rotary positions need an even one")
+        if heads and hidden and not self.head_dim and hidden % (2 * heads):
+            yield Problem(
+                "num_heads",
+                f"hidden_size {hidden} / {heads} heads is not an even whole number; "
+                "change one of them, or give model.head_dim",
+            )
+
+
+class TokenizerSection(Section):
+    """How text becomes token ids: an existing tokenizer, or a BPE trained on data.train."""
+
+    path: Text | None = knob(None, "A tokenizer.json, a folder that holds one, or a hub id.")
+    vocab_size: Annotated[int, Field(ge=257, le=1_000_000)] | None = knob(
+        None, "Train a byte-level BPE of this size on data.train, when no path is given."
+    )
+
+    def idle(self) -> Iterator[Problem]:
+        if self.path is not None:
+            why = f"cannot take effect: tokenizer.path={self.path} is used as it is; remove one"
+            yield Problem("vocab_size", why, because="path")
+
+
+class DataSection(Section):
+    """The files to learn from and how they become rows of tokens."""
+
+    train: list[Text] = knob([], "Files, folders or patterns (*.jsonl) to train on. Required.")
+    valid: list[Text] | None = knob(
+        None, "Files for validation. Default: data.valid_share of data.train is held out."
+    )
+    valid_share: Share = knob(
+        0.02, "Share of data.train held out for validation; 0 trains without validation."
+    )
+    format: Literal["auto", "text", "text_rows", "messages", "alpaca", "gsm8k"] = knob(
+        "auto",
+        "What the files hold: text (whole files), text_rows (one document a row), messages "
+        "(chats), alpaca or gsm8k records. auto looks at the files.",
+    )
+    max_seq_length: Annotated[int, Field(ge=2, le=1_048_576)] = knob(
+        1024, "Length of a training row.", unit="tokens"
+    )
+    packing: bool = knob(True, "Put several short examples into one row, kept apart by a mask.")
+    document_mask: bool = knob(
+        False, "In pretraining, keep attention inside each document. Chats are always kept apart."
+    )
+    too_long: Literal["drop", "error", "truncate"] = knob(
+        "drop", "What to do with an example longer than data.max_seq_length."
+    )
+
+    def idle(self) -> Iterator[Problem]:
+        if self.valid is not None:
+            why = "cannot take effect: data.valid is given; remove one of the two"
+            yield Problem("valid_share", why, because="valid")
+        if self.format in CHAT_FORMATS:
+            why = f"cannot take effect: {self.format} examples are always kept apart; remove it"
+            yield Problem("document_mask", why, because="format")
+
+
+class TrainSection(Section):
+    """How long, in what portions and on which device to train."""
+
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = knob(
+        0, "Seed of the initial weights, the order of the data and dropout."
+    )
+    steps: Count | None = knob(
+        None, "Length of the run; give one of steps, epochs, tokens.", unit="updates"
+    )
+    epochs: Annotated[float, Field(gt=0)] | None = knob(
+        None, "Length of the run in passes over the data. Default, if no length is given: 1."
+    )
+    tokens: Count | None = knob(None, "Length of the run in trained tokens.", unit="tokens")
+    step_tokens: Count | None = knob(
+        None,
+        "Size of one update; give one of step_rows, step_tokens, step_examples.",
+        unit="tokens",
+    )
+    step_rows: Count | None = knob(None, "Size of one update in rows.", unit="rows")
+    step_examples: Count | None = knob(
+        None, "Size of one update in examples (chats, documents).", unit="examples"
+    )
+    micro_batch_rows: Count | Auto = knob(
+        "auto",
+        "Rows computed at once; an update is cut into as many as needed, with the same result.",
+        role="mechanical",
+        unit="rows",
+    )
+    precision: Literal["auto", "bf16", "fp32"] = knob(
+        "auto", "Arithmetic of the forward and backward pass; master weights are always fp32."
+    )
+    compile: Auto | bool = knob("auto", "Compile the model with torch.compile.", role="mechanical")
+    device: Literal["auto", "cpu", "cuda", "mps"] = knob(
+        "auto", "Where to train.", role="mechanical"
+    )
+    threads: Count | Auto = knob("auto", "CPU threads.", role="mechanical")
+
+    def idle(self) -> Iterator[Problem]:
+        for group in _ONE_OF:
+            for because in (key for key in group if getattr(self, key) is not None):
+                for key in group:
+                    if key != because:
+                        why = f"train.{because} says it already; keep one of {', '.join(group)}"
+                        yield Problem(key, why, because)
+
+
+class OptimSection(Section):
+    """AdamW and its learning-rate schedule."""
+
+    learning_rate: Rate = knob(6e-4, "Highest learning rate, reached after the warm-up.")
+    min_learning_rate: Annotated[float, Field(ge=0, le=1)] = knob(
+        0.0, "Learning rate at the end of the schedule, at most learning_rate."
+    )
+    schedule: Literal["cosine", "wsd", "linear", "constant"] = knob(
+        "cosine", "Course of the learning rate after warm-up; wsd stays flat, then decays."
+    )
+    warmup_steps: CountFromZero | None = knob(
+        None, "Updates of linear warm-up. Default: chosen from the length.", unit="updates"
+    )
+    decay_share: Rate = knob(0.2, "With wsd: share of the run spent decaying at the end.")
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = knob(
+        0.1, "AdamW's decay, on matrices only: never on norms, biases or embeddings."
+    )
+    beta1: Share = knob(0.9, "AdamW's memory of the gradient.")
+    beta2: Share = knob(0.95, "AdamW's memory of the squared gradient.")
+    eps: Rate = knob(1e-8, "AdamW's guard against division by zero.")
+    max_grad_norm: Annotated[float, Field(gt=0)] = knob(
+        1.0, "Longer gradients are scaled down to this norm."
+    )
+
+    def idle(self) -> Iterator[Problem]:
+        why = f"cannot take effect with optim.schedule={self.schedule}; remove it"
+        if self.schedule != "wsd":
+            yield Problem("decay_share", f"{why}, or use wsd", because="schedule")
+        if self.schedule == "constant":
+            yield Problem("min_learning_rate", why, because="schedule")
+
+    def conflicts(self) -> Iterator[Problem]:
+        lowest, highest = self.min_learning_rate, self.learning_rate
+        if lowest > highest:
+            yield Problem(
+                "min_learning_rate",
+                f"{lowest:g} is above optim.learning_rate = {highest:g}; lower it",
+            )
+
+
+class LoraSection(Section):
+    """Low-rank adapters, with PEFT's meaning of every key."""
+
+    r: Annotated[int, Field(ge=1, le=4096)] = knob(8, "Rank of the update of each matrix.")
+    alpha: Annotated[float, Field(gt=0)] = knob(16.0, "Scale: the update is multiplied by alpha/r.")
+    dropout: Share = knob(0.0, "Share of the adapter's inputs dropped in training.")
+    target_modules: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)] = knob(
+        "all-linear", "The layers that get an adapter; all-linear is every one but the head."
+    )
+
+
+class AdapterSection(Section):
+    """Train small additions to a frozen model instead of all its weights."""
+
+    kind: Literal["none", "lora"] = knob("none", "none trains every weight.")
+    lora: LoraSection = section(LoraSection)
+
+    def idle(self) -> Iterator[Problem]:
+        if self.kind == "none":
+            why = "cannot take effect while adapter.kind is none; set adapter.kind: lora, or remove"
+            for name in LoraSection.model_fields:
+                yield Problem(f"lora.{name}", f"{why} it", because="kind")
+
+
+class CheckpointSection(Section):
+    """When the state is saved and how many are kept."""
+
+    every_steps: Count | Auto = knob(
+        "auto", "Updates between checkpoints.", role="mechanical", unit="updates"
+    )
+    keep: Count = knob(2, "Newest checkpoints kept, beside the best one.", role="mechanical")
+
+
+class EvaluateSection(Section):
+    """What is measured while training."""
+
+    every_steps: Count | Auto = knob(
+        "auto", "Updates between evaluations.", role="mechanical", unit="updates"
+    )
+    max_rows: Count = knob(
+        64, "Validation rows used at each evaluation.", role="mechanical", unit="rows"
+    )
+    prompts: list[Text] = knob(
+        [], "Prompts answered at every evaluation, to see the model learn.", role="mechanical"
+    )
+
+
+class ExportSection(Section):
+    """The files made for llama.cpp, Ollama and Docker Model Runner."""
+
+    types: Annotated[list[ExportType], Field(min_length=1)] = knob(
+        ["q8_0", "q4_k_m"], "GGUF types to write.", role="mechanical"
+    )
+
+    def conflicts(self) -> Iterator[Problem]:
+        if twice := sorted({kind for kind in self.types if self.types.count(kind) > 1}):
+            yield Problem("types", f"{', '.join(twice)} is listed twice; remove one")
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = knob(
+        None,
+        "Name of the run's folder. Default: the recipe's file name.",
+        role="mechanical",
+        form="letters, digits, dot, dash and underscore, at most 100",
+    )
+    extends: Text | None = knob(
+        None,
+        "A recipe to start from: a file relative to this one, or a name from `mule recipe list`.",
+        role="mechanical",
+    )
+    model: ModelSection = section(ModelSection)
+    tokenizer: TokenizerSection = section(TokenizerSection)
+    data: DataSection = section(DataSection)
+    train: TrainSection = section(TrainSection)
+    optim: OptimSection = section(OptimSection)
+    adapter: AdapterSection = section(AdapterSection)
+    checkpoint: CheckpointSection = section(CheckpointSection)
+    evaluate: EvaluateSection = section(EvaluateSection)
+    export: ExportSection = section(ExportSection)
+
+    def idle(self) -> Iterator[Problem]:
+        if self.model.path is not None:
+            why = (
+                f"cannot take effect: model.path={self.model.path} brings its tokenizer; remove it"
+            )
+            yield Problem("tokenizer.vocab_size", why, because="model.path")
+
+    def conflicts(self) -> Iterator[Problem]:
+        rows, ids = self.model.vocab_size, self.tokenizer.vocab_size
+        if rows and ids and rows < ids:
+            yield Problem(
+                "model.vocab_size", f"{rows:,} is less than tokenizer.vocab_size = {ids:,}"
+            )
+        longest, length = self.model.max_position_embeddings, self.data.max_seq_length
+        if longest and longest < length:
+            yield Problem(
+                "model.max_position_embeddings",
+                f"{longest:,} is less than data.max_seq_length = {length:,}; rows would not fit",
+            )

@@ -1,0 +1,1 @@
+"""Data files to rows of tokens: read, render, check, pack, store, load."""

@@ -1,0 +1,121 @@
+"""Rows in an order that is a function of (seed, step), and rows as batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from mule.batch import IGNORE, Batch
+from mule.data.shards import Shards
+
+_MAX_CACHED_EPOCHS = 2  # an update usually crosses at most one epoch's end
+
+
+class Loader:
+    """The rows of every update, whatever the micro-batch or the number of ranks."""
+
+    def __init__(self, shards: Shards, rows_per_update: int, seed: int) -> None:
+        assert rows_per_update >= 1 and seed >= 0
+        self.shards = shards
+        self.num_rows = shards.num_rows
+        self.rows_per_update = rows_per_update
+        self._seed = seed
+        self._orders: dict[int, np.ndarray] = {}
+
+    def rows_for_step(self, step: int) -> np.ndarray:
+        """Row indices (rows_per_update,) int64 of the update number `step`, counted from 0."""
+        first = step * self.rows_per_update
+        epochs, places = np.divmod(np.arange(first, first + self.rows_per_update), self.num_rows)
+        rows = np.empty(self.rows_per_update, dtype=np.int64)
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            rows[chosen] = self._order(epoch)[places[chosen]]
+        return rows
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """The given rows as a batch (B, row_length)."""
+        return make_batch(self.shards, rows)
+
+    def epoch_of(self, step: int) -> float:
+        """Epochs seen before the update number `step`."""
+        return step * self.rows_per_update / self.num_rows
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            while len(self._orders) >= _MAX_CACHED_EPOCHS:
+                del self._orders[min(self._orders)]
+            generator = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
+            self._orders[epoch] = generator.permutation(self.num_rows)
+        return self._orders[epoch]
+
+
+class ValidSet:
+    """The first `max_rows` rows in order, in micro-batches of one shape; the last is filled with empty rows."""
+
+    def __init__(
+        self, shards: Shards, micro_batch_rows: int, max_rows: int | None = None
+    ) -> None:
+        self.shards, self._micro_batch_rows = shards, micro_batch_rows
+        self.num_rows = min(shards.num_rows, max_rows or shards.num_rows)
+
+    def __len__(self) -> int:
+        return -(-self.num_rows // self._micro_batch_rows)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for first in range(0, self.num_rows, self._micro_batch_rows):
+            rows = np.arange(first, min(first + self._micro_batch_rows, self.num_rows))
+            yield make_batch(self.shards, rows, num_rows=self._micro_batch_rows)
+
+
+def make_batch(shards: Shards, rows: np.ndarray, num_rows: int | None = None) -> Batch:
+    """The given rows as a batch, with empty rows added up to `num_rows`."""
+    shape = (num_rows or len(rows), shards.row_length)
+    arrays = {
+        "input_ids": np.zeros(shape, dtype=np.int64),
+        "targets": np.full(shape, IGNORE, dtype=np.int64),
+        "positions": np.zeros(shape, dtype=np.int64),
+        "segments": np.zeros(shape, dtype=np.int64),
+    }
+    fill_row = _fill_chat_row if shards.kind == "chat" else _fill_text_row
+    for place, row in enumerate(rows.tolist()):
+        fill_row(shards, row, {name: array[place] for name, array in arrays.items()})
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return Batch(**tensors, isolated=shards.isolated)
+
+
+def _fill_text_row(shards: Shards, row: int, out: dict[str, np.ndarray]) -> None:
+    """A window of the running text; with a document mask, cut into its documents."""
+    first = row * shards.row_length
+    tokens = shards.tokens[first : first + shards.row_length + 1].astype(np.int64)
+    count = len(tokens) - 1
+    out["input_ids"][:count], out["targets"][:count] = tokens[:-1], tokens[1:]
+    places = np.arange(first, first + count)
+    if not shards.isolated:
+        out["segments"][:count], out["positions"][:count] = 1, places - first
+        return
+    documents = (
+        np.searchsorted(shards.offsets, np.arange(first, first + count + 1), side="right") - 1
+    )
+    own, following = documents[:-1], documents[1:]
+    out["targets"][:count][own != following] = IGNORE
+    out["segments"][:count] = own - own[0] + 1
+    out["positions"][:count] = places - np.maximum(shards.offsets[own], first)
+
+
+def _fill_chat_row(shards: Shards, row: int, out: dict[str, np.ndarray]) -> None:
+    """The examples of a row one after the other, each its own segment."""
+    assert shards.rows is not None and shards.trained is not None
+    place = 0
+    first, end = shards.rows[row : row + 2].tolist()
+    bounds = shards.offsets[first : end + 1].tolist()
+    for segment, (start, stop) in enumerate(pairwise(bounds), start=1):
+        tokens = shards.tokens[start:stop].astype(np.int64)
+        span = slice(place, place + len(tokens) - 1)
+        out["input_ids"][span] = tokens[:-1]
+        out["targets"][span] = np.where(shards.trained[start + 1 : stop], tokens[1:], IGNORE)
+        out["positions"][span] = np.arange(len(tokens) - 1)
+        out["segments"][span] = segment
+        place = span.stop

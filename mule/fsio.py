@@ -1,0 +1,275 @@
+"""Every durable write of Mule goes through here.
+
+A reader sees the old content or the new content, never a mixture: everything is written beside its
+destination, flushed to the disk, and renamed. Folders carry a manifest of SHA-256 sums, because no
+weight format detects a flipped bit by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from mule.errors import StorageError
+
+MANIFEST = "manifest.json"
+_TEMPORARY = ".partial-"  # prefix of everything that is not yet committed
+
+
+# ---------------------------------------------------------------- one file
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Replace `path` by `text` (UTF-8), atomically."""
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Replace `path` by `value` as indented JSON, atomically. NaN is refused: it is not JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """The JSON value in `path`; StorageError when it is missing or broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StorageError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise StorageError(
+            f"{path}: not valid JSON ({error})", "restore it, or make it again"
+        ) from None
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path | str) -> Iterator[IO[bytes]]:
+    """An open binary file that becomes `path` when the block ends well, else vanishes."""
+    with stream_file(path) as temporary, open(temporary, "wb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def stream_file(path: Path | str, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """A temporary path beside `path` for a large output; checked, flushed, renamed at the end."""
+    path = Path(path)
+    with _explain_storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary_name(path)
+        try:
+            yield temporary
+            if check is not None:
+                check(temporary)
+            _fsync(temporary)
+            os.replace(temporary, path)
+            _fsync(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+# ---------------------------------------------------------------- a folder
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """A temporary folder that becomes `path`, with a SHA-256 manifest, when the block ends well.
+
+    An existing `path` is replaced: it is moved aside first and removed last, so that one of the two
+    is complete at every moment.
+    """
+    path = Path(path)
+    with _explain_storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{path.name}-", dir=path.parent))
+        try:
+            temporary.chmod(0o755)
+            yield temporary
+            write_manifest(temporary)
+            for file in sorted(temporary.rglob("*")):
+                _fsync(file)
+            _fsync(temporary)
+            _replace_folder(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def write_manifest(folder: Path) -> None:
+    """Record size and SHA-256 of every file below `folder` in its manifest."""
+    files = {
+        str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
+
+
+def verify_folder(folder: Path | str) -> None:
+    """Check `folder` against its manifest; StorageError names the first file that differs."""
+    folder = Path(folder)
+    hint = "use an older checkpoint, or make this folder again"
+    for name, entry in read_json(folder / MANIFEST)["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise StorageError(f"{file}: listed in the manifest but missing", hint)
+        if file.stat().st_size != entry["bytes"]:
+            raise StorageError(
+                f"{file}: {file.stat().st_size:,} bytes, the manifest says {entry['bytes']:,}", hint
+            )
+        if sha256_file(file) != entry["sha256"]:
+            raise StorageError(
+                f"{file}: its content differs from its SHA-256 in the manifest", hint
+            )
+
+
+def remove_leftovers(parent: Path | str) -> None:
+    """Delete what a killed process left uncommitted in `parent`; hold the run's lock."""
+    for path in Path(parent).glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- logs
+
+
+class AppendLog:
+    """A JSONL file, one object a line, one write a line; `sync` makes it durable."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        with _explain_storage(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _cut_torn_tail(self.path)
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def append(self, row: dict[str, Any]) -> None:
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+        with _explain_storage(self.path):
+            os.write(self._descriptor, line.encode())
+
+    def sync(self) -> None:
+        with _explain_storage(self.path):
+            os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def read_log(path: Path | str) -> list[dict[str, Any]]:
+    """The rows of a JSONL log; a line cut off by a crash is left out."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
+    rows = []
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+# ---------------------------------------------------------------- sums and space
+
+
+def sha256_file(path: Path | str) -> str:
+    """SHA-256 of a file's content, as hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
+
+
+def require_space(folder: Path | str, num_bytes: int, what: str) -> None:
+    """StorageError unless the disk of `folder` has room for `num_bytes` and a tenth more."""
+    folder = Path(folder)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes * 1.1:
+        raise StorageError(
+            f"{what} needs {num_bytes / 2**20:,.0f} MiB in {folder}, "
+            f"which has {free / 2**20:,.0f} MiB free",
+            "free some space, or choose another folder on a larger disk",
+        )
+
+
+# ---------------------------------------------------------------- inside
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f"{_TEMPORARY}{path.name[:100]}-{os.getpid()}")
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    if not path.exists():
+        os.rename(temporary, path)
+        _fsync(path.parent)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}old-", dir=path.parent))
+    os.rename(path, old / path.name)
+    os.rename(temporary, path)
+    _fsync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cut_torn_tail(path: Path) -> None:
+    """Drop the bytes after the last newline, so that the next line starts clean."""
+    if not path.exists() or not (content := path.read_bytes()) or content.endswith(b"\n"):
+        return
+    with open(path, "r+b") as file:
+        file.truncate(content.rfind(b"\n") + 1)
+
+
+_CAUSES = {
+    errno.ENOSPC: (
+        "no space left on the disk",
+        "free some space and run the same command again: it goes on where it was",
+    ),
+    errno.EDQUOT: (
+        "the disk quota is used up",
+        "free some space and run the same command again: it goes on where it was",
+    ),
+    errno.EROFS: ("the file system is read-only", "choose a folder you can write to"),
+    errno.EACCES: ("permission denied", "choose a folder you can write to"),
+    errno.ENOTDIR: ("a parent of this path is a file, not a folder", "choose another path"),
+    errno.EIO: (
+        "the disk reported an input/output error",
+        "check the disk; what was saved before is untouched",
+    ),
+    errno.EFBIG: (
+        "the file would exceed the allowed size",
+        "raise the file size limit (ulimit -f)",
+    ),
+}
+
+
+@contextlib.contextmanager
+def _explain_storage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _CAUSES:
+            raise
+        cause, hint = _CAUSES[error.errno]
+        raise StorageError(f"cannot write {path}: {cause}", hint) from error

@@ -1,0 +1,85 @@
+"""The shape of a decoder, and the named sizes. No torch here: `plan` reads this file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from mule.errors import ModelError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What determines a decoder's weights and arithmetic; names follow transformers' config.json."""
+
+    family: str  # transformers' model_type; the file of that name in families/ maps both ways
+    vocab_size: int  # rows of the embedding; may exceed the tokenizer's
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int  # = num_heads: MHA; 1: MQA; between: GQA
+    head_dim: int
+    intermediate_size: int
+    max_position_embeddings: int = 2048
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    qk_norm: bool = False
+    tie_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads"):
+            if getattr(self, name) < 1:
+                raise ModelError(
+                    f"{name} is {getattr(self, name)}", f"set model.{name} to 1 or more"
+                )
+        if self.num_heads % self.num_kv_heads:
+            raise ModelError(
+                f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads",
+                "choose model.num_kv_heads that divides model.num_heads",
+            )
+        if self.head_dim % 2:
+            raise ModelError(
+                f"head_dim {self.head_dim} is odd; rotary positions turn pairs of channels",
+                "choose an even model.head_dim",
+            )
+
+
+@dataclass(frozen=True)
+class NamedSize:
+    """A shape with a name: hidden, layers, heads, key/value heads, feed-forward width."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    intermediate_size: int
+    purpose: str
+    head_dim: int = 64
+
+
+# Widths are multiples of 256, which K-quants need. From 25m up the name counts all parameters at a
+# vocabulary of 32,768, below that at 4,096: with 32k tokens the embedding alone would exceed them.
+SIZES: dict[str, NamedSize] = {
+    "1m": NamedSize(128, 4, 2, 2, 256, "smoke tests; too narrow for K-quants"),
+    "2m": NamedSize(256, 2, 4, 2, 512, "tests that train"),
+    "5m": NamedSize(256, 5, 4, 2, 768, "the demo; facts and short answers"),
+    "10m": NamedSize(256, 12, 4, 2, 768, "books in half an hour on a laptop"),
+    "25m": NamedSize(512, 4, 8, 2, 1024, "the benchmark's small shape"),
+    "50m": NamedSize(512, 12, 8, 2, 1536, "stories; an evening on a CPU"),
+    "125m": NamedSize(768, 16, 12, 4, 2048, "GPT-2 small's class"),
+    "350m": NamedSize(1024, 28, 16, 4, 2816, "one GPU, a day"),
+    "1b": NamedSize(2048, 21, 32, 8, 5632, "several GPUs"),
+}
+
+
+def named_size(name: str) -> NamedSize:
+    """The shape called `name`; ModelError lists the names when there is none."""
+    if name not in SIZES:
+        raise ModelError(
+            f"no size is called {name!r}", f"choose model.size among {', '.join(SIZES)}"
+        )
+    return SIZES[name]
+
+
+def with_vocab(config: ModelConfig, vocab_size: int) -> ModelConfig:
+    """`config` with another number of embedding rows."""
+    return replace(config, vocab_size=vocab_size)

@@ -1,0 +1,16 @@
+"""Llama (transformers `LlamaForCausalLM`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mule.models.config import ModelConfig
+from mule.models.families._dense import dense_from_hf, dense_to_hf
+
+
+def from_hf(raw: dict[str, Any]) -> ModelConfig:
+    return dense_from_hf(raw, qk_norm=False)
+
+
+def to_hf(config: ModelConfig) -> dict[str, Any]:
+    return dense_to_hf(config, "LlamaForCausalLM") | {"mlp_bias": False}

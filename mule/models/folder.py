@@ -1,0 +1,174 @@
+"""A model folder, in transformers' layout: read and write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from mule import fsio
+from mule.errors import ModelError
+from mule.models.config import ModelConfig
+from mule.models.decoder import Decoder, empty_decoder
+from mule.models.families import family
+
+MAX_SHARD_BYTES = 4 * 2**30
+
+
+def read_config(folder: Path | str) -> ModelConfig:
+    """The model's shape from config.json; ModelError when it is missing or asks for the unknown."""
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise ModelError(
+            f"{folder}: not a model folder (no config.json)",
+            "give a folder with config.json, tokenizer.json and model.safetensors",
+        )
+    raw = fsio.read_json(file)
+    if not isinstance(raw, dict) or "model_type" not in raw:
+        raise ModelError(f"{file}: no model_type", "download the model again")
+    return family(raw["model_type"]).from_hf(raw)
+
+
+def weight_files(folder: Path | str) -> list[Path]:
+    """The safetensors files of a model, each existing and inside the folder."""
+    folder = Path(folder)
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        names = {"model.safetensors"}
+    else:
+        names = set(fsio.read_json(index).get("weight_map", {}).values())
+    files = [folder / name for name in sorted(names)]
+    for file in files:
+        if file.resolve().parent != folder.resolve():
+            raise ModelError(f"{index}: names {file.name} outside the folder", "download it again")
+        if not file.is_file():
+            raise ModelError(f"{folder}: {file.name} is missing{_pickle_note(folder)}", _WAY_OUT)
+    return files
+
+
+def load_model(
+    folder: Path | str, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Decoder:
+    """The decoder of a folder, its weights copied into freshly allocated parameters."""
+    model = empty_decoder(read_config(folder), dtype, device)
+    load_weights(model, folder)
+    return model
+
+
+@torch.no_grad()
+def load_weights(model: Decoder, folder: Path | str) -> None:
+    """Copy a folder's weights into `model`; names, shapes and finiteness are checked."""
+    wanted = dict(model.named_parameters())
+    if model.config.tie_embeddings:
+        wanted.pop("lm_head.weight", None)
+    missing = set(wanted)
+    for file in weight_files(folder):
+        with _open(file) as tensors:
+            for name in tensors.keys():
+                if name not in wanted:
+                    _refuse_extra(model, file, name)
+                    continue
+                _copy(wanted[name], tensors.get_tensor(name), f"{file}: {name}")
+                missing.discard(name)
+    if missing:
+        raise ModelError(
+            f"{folder}: {len(missing)} weights are missing, first {min(missing)}",
+            "the files do not fit config.json; download or export the model again",
+        )
+
+
+def save_model(
+    state: dict[str, torch.Tensor],
+    config: ModelConfig,
+    folder: Path,
+    *,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Write config.json, generation_config.json and sharded weights into an open atomic folder.
+
+    `extra` are token ids for both JSON files (eos_token_id and the like).
+    """
+    extra = {key: value for key, value in (extra or {}).items() if value is not None}
+    dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    raw = family(config.family).to_hf(config) | {"torch_dtype": dtype} | extra
+    _write(folder / "config.json", raw)
+    _write(folder / "generation_config.json", extra)
+    save_weights(state, folder)
+
+
+def save_weights(state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write weights as model.safetensors, or as shards with an index when they are large."""
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name, tensor in state.items():
+        num_bytes = tensor.numel() * tensor.element_size()
+        if size + num_bytes > MAX_SHARD_BYTES and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor.contiguous()
+        size += num_bytes
+    if len(shards) == 1:
+        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    weight_map = {}
+    for i, shard in enumerate(shards, start=1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    total = sum(t.numel() * t.element_size() for t in state.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    _write(folder / "model.safetensors.index.json", index)
+
+
+def model_state(model: Decoder) -> dict[str, torch.Tensor]:
+    """The weights to save, by transformers' names; a tied head is left out."""
+    state = dict(model.state_dict())
+    if model.config.tie_embeddings:
+        state.pop("lm_head.weight", None)
+    return state
+
+
+_WAY_OUT = "Mule reads safetensors only; get a safetensors copy of this model"
+
+
+def _pickle_note(folder: Path) -> str:
+    pickles = [f.name for f in folder.glob("*") if f.suffix in (".bin", ".pt", ".pth")]
+    return f" ({pickles[0]} is a pickle file, which can run code when read)" if pickles else ""
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{file}: not a readable safetensors file ({error})", "download or export it again"
+        ) from None
+
+
+def _copy(parameter: torch.Tensor, tensor: torch.Tensor, place: str) -> None:
+    if tensor.shape != parameter.shape:
+        raise ModelError(
+            f"{place} has shape {tuple(tensor.shape)}, the config says {tuple(parameter.shape)}",
+            "the weights belong to another config.json",
+        )
+    if not torch.isfinite(tensor).all():
+        raise ModelError(f"{place} holds NaN or infinite values", "use an earlier checkpoint")
+    parameter.copy_(tensor)
+
+
+def _refuse_extra(model: Decoder, file: Path, name: str) -> None:
+    tied_head = name == "lm_head.weight" and model.config.tie_embeddings
+    if tied_head or name.endswith("rotary_emb.inv_freq"):
+        return
+    raise ModelError(
+        f"{file}: holds {name}, which this model does not have",
+        "remove prefixes such as `module.` or `_orig_mod.`, or use the matching config.json",
+    )
+
+
+def _write(file: Path, value: dict[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,220 @@
+"""From a recipe to the parts of a run: tokenizer, data, model, optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mule import fsio, machine, progress
+from mule.adapters.identity import base_identity
+from mule.adapters.lora import add_lora
+from mule.adapters.source import find_source
+from mule.config.load import identity_fingerprint
+from mule.config.schema import Recipe
+from mule.data.loader import Loader, ValidSet
+from mule.data.prepare import prepare, prepare_pair
+from mule.data.shards import Shards
+from mule.data.sources import Document, read
+from mule.errors import ConfigError
+from mule.models import cost
+from mule.models.config import ModelConfig
+from mule.models.decoder import Decoder, empty_decoder
+from mule.models.folder import load_weights, read_config
+from mule.plan.resolve import Facts, Resolved, new_model_config, resolve
+from mule.run import Run
+from mule.tokenizer import Tokenizer
+from mule.train.optim import AdamW, AdamWSettings
+from mule.train.precision import DTYPES, set_up_torch
+
+
+@dataclass
+class Parts:
+    """What `fit` needs. `base` is the model an adapter is trained on, with its identity."""
+
+    resolved: Resolved
+    identity: str
+    tokenizer: Tokenizer
+    config: ModelConfig
+    model: Decoder
+    optimizer: AdamW
+    train: Loader
+    valid: ValidSet | None
+    base: tuple[Path, dict[str, str | None]]
+    matmul_peak_flops: float
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.resolved.recipe
+
+
+def assemble(recipe: Recipe, run: Run) -> Parts:
+    """Build every part of the run; nothing of it depends on whether the run is resumed."""
+    base_dir = _base_dir(recipe)
+    tokenizer = _tokenizer(recipe, run, base_dir)
+    train_shards, valid_shards = prepared_rows(recipe, tokenizer, run.folder.parent)
+    config = read_config(base_dir) if base_dir else new_model_config(recipe, tokenizer.vocab_size)
+    _check_fit(recipe, config, tokenizer)
+    facts = _facts(train_shards)
+    resolved = resolve(recipe, config, facts)
+    settings = resolved.recipe
+    set_up_torch(int(settings.train.threads))
+    model = _model(settings, config, base_dir)
+    if settings.train.compile:
+        model.compile_regions()
+    optim = settings.optim
+    optimizer = AdamW(
+        model,
+        AdamWSettings(optim.weight_decay, optim.beta1, optim.beta2, optim.eps),
+        dtype=DTYPES[settings.train.precision],
+        compiled=bool(settings.train.compile),
+    )
+    micro_rows = int(settings.train.micro_batch_rows)
+    return Parts(
+        resolved=resolved,
+        identity=identity_fingerprint(settings),
+        tokenizer=tokenizer,
+        config=config,
+        model=model,
+        optimizer=optimizer,
+        train=Loader(train_shards, resolved.step_rows, settings.train.seed),
+        valid=ValidSet(valid_shards, micro_rows, settings.evaluate.max_rows)
+        if valid_shards
+        else None,
+        base=_base(settings, base_dir),
+        matmul_peak_flops=facts.matmul_peak_flops,
+    )
+
+
+def _base_dir(recipe: Recipe) -> Path | None:
+    if recipe.model.path is None:
+        if recipe.adapter.kind != "none":
+            raise ConfigError(
+                [f"adapter.kind = {recipe.adapter.kind} needs a model to adapt"],
+                "set model.path to a run or a model folder",
+            )
+        return None
+    source = find_source(recipe.model.path)
+    if source.model_dir is None or source.adapter_dir is not None:
+        raise ConfigError(
+            [f"model.path = {recipe.model.path} is an adapter or a GGUF file, not a model"],
+            f"merge it first: mule merge {recipe.model.path}",
+        )
+    return source.model_dir
+
+
+def _tokenizer(recipe: Recipe, run: Run, base_dir: Path | None) -> Tokenizer:
+    """The tokenizer of the run: kept in its folder, so that a resume finds the same one."""
+    kept = run.folder / "tokenizer"
+    if (kept / "tokenizer.json").is_file():
+        return Tokenizer.load(kept)
+    if recipe.tokenizer.path or base_dir:
+        tokenizer = Tokenizer.load(recipe.tokenizer.path or base_dir)
+    elif recipe.tokenizer.vocab_size is None:
+        raise ConfigError(
+            [
+                "a new model needs a tokenizer: neither tokenizer.path nor tokenizer.vocab_size is set"
+            ],
+            "set tokenizer.vocab_size (for example 16384) to train one on data.train",
+        )
+    else:
+        texts = _texts(recipe)
+        tokenizer = Tokenizer.train(texts, recipe.tokenizer.vocab_size, num_texts=len(texts))
+    with fsio.atomic_folder(kept) as folder:
+        tokenizer.save(folder)
+    return tokenizer
+
+
+def _texts(recipe: Recipe) -> list[str]:
+    """Everything in data.train, as texts for the tokenizer to learn from."""
+    texts: list[str] = []
+    for item in read(recipe.data.train, recipe.data.format):
+        parts = [item.text] if isinstance(item, Document) else [m.content for m in item.messages]
+        texts += parts
+    return texts
+
+
+def prepared_rows(recipe: Recipe, tokenizer: Tokenizer, root: Path) -> tuple[Shards, Shards | None]:
+    """Training and validation rows of a recipe, kept below `root` for the next run."""
+    data = recipe.data
+    settings: dict[str, Any] = {
+        "format": data.format,
+        "max_seq_length": data.max_seq_length,
+        "packing": data.packing,
+        "document_mask": data.document_mask,
+        "too_long": data.too_long,
+        "out_dir": root / ".prepared",
+    }
+    if data.valid is None and data.valid_share == 0:
+        return prepare(data.train, tokenizer, **settings), None
+    return prepare_pair(
+        data.train,
+        data.valid,
+        tokenizer,
+        valid_share=data.valid_share,
+        seed=recipe.train.seed,
+        **settings,
+    )
+
+
+def _check_fit(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ConfigError(
+            [
+                f"the tokenizer has {tokenizer.vocab_size} tokens, "
+                f"the model {config.vocab_size} embedding rows"
+            ],
+            "use the tokenizer that belongs to the model: remove tokenizer.path",
+        )
+    if recipe.data.max_seq_length > config.max_position_embeddings:
+        raise ConfigError(
+            [
+                f"data.max_seq_length = {recipe.data.max_seq_length} exceeds the model's context "
+                f"of {config.max_position_embeddings} tokens"
+            ],
+            f"set data.max_seq_length to {config.max_position_embeddings} or less",
+        )
+
+
+def _facts(shards: Shards) -> Facts:
+    fast_bf16 = machine.has_fast_bf16()
+    peak = machine.matmul_peak("bf16" if fast_bf16 else "fp32", "cpu", machine.physical_cores())
+    return Facts(
+        num_rows=shards.num_rows,
+        row_length=shards.row_length,
+        chat=shards.kind == "chat",
+        targets_per_row=shards.num_targets / shards.num_rows,
+        examples_per_row=shards.num_examples / shards.num_rows,
+        cpu_cores=machine.physical_cores(),
+        fast_bf16=fast_bf16,
+        cpp_compiler=machine.has_cpp_compiler(),
+        available_bytes=machine.available_bytes(),
+        matmul_peak_flops=peak,
+        cuda=torch.cuda.is_available(),
+        mps=torch.backends.mps.is_available(),
+    )
+
+
+def _model(recipe: Recipe, config: ModelConfig, base_dir: Path | None) -> Decoder:
+    train, lora = recipe.train, recipe.adapter.kind == "lora"
+    # Weights to be trained start in fp32, as masters; frozen ones need the working precision only.
+    model = empty_decoder(config, DTYPES[train.precision] if lora else torch.float32)
+    if base_dir is None:
+        model.init_weights(train.seed)
+    else:
+        load_weights(model, base_dir)
+    if lora:
+        add_lora(model, recipe.adapter.lora, seed=train.seed)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    progress.note(
+        f"model: {config.family}, {cost.total_params(config):,} weights, {trained:,} trained"
+    )
+    return model.to(train.device).train()
+
+
+def _base(recipe: Recipe, base_dir: Path | None) -> tuple[Path, dict[str, str | None]]:
+    if recipe.adapter.kind == "none" or base_dir is None:
+        return Path(), {}
+    return base_dir, base_identity(base_dir)

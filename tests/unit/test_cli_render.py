@@ -1,0 +1,216 @@
+"""What the terminal and a log file show."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mule import progress
+from mule.cli import render, talk
+from mule.cli.figures import duration, figure, figures_line, in_bytes, short
+from mule.errors import UserError
+
+
+def plain_console() -> tuple[Console, io.StringIO]:
+    out = io.StringIO()
+    return Console(file=out, width=120, highlight=False), out
+
+
+def clock(monkeypatch: pytest.MonkeyPatch, step_s: float) -> None:
+    """A clock that goes on by `step_s` each time it is read."""
+    ticks = itertools.count(0.0, step_s)
+    monkeypatch.setattr(render.time, "monotonic", lambda: next(ticks))
+
+
+def test_plain_lines_come_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, out = plain_console()
+    clock(monkeypatch, 2.0)
+    with progress.using(render.PlainSink(console)), progress.task("Training", 10, "step") as bar:
+        for step in range(1, 11):
+            bar.advance(1, loss=4.0 / step, step=step)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "Training 3/10 step (30%) · 21 s left · loss 1.3333"
+    assert len(lines) == 4
+    assert lines[-1] == "Training: done in 22 s · loss 0.4000"
+
+
+def test_a_resumed_task_counts_its_rate_from_where_it_began(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    console, out = plain_console()
+    clock(monkeypatch, 6.0)
+    with progress.using(render.PlainSink(console)), progress.task("Training", 100, "step") as bar:
+        bar.advance(90)
+        bar.advance(1)
+    assert "91/100 step (91%) · 1 min 48 s left" in out.getvalue()
+
+
+def test_short_tasks_and_unknown_totals(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, out = plain_console()
+    with progress.using(render.PlainSink(console)), progress.task("Quick") as bar:
+        bar.advance()
+    assert out.getvalue() == ""
+    clock(monkeypatch, 6.0)
+    with progress.using(render.PlainSink(console)), progress.task("Reading", unit="rows") as bar:
+        bar.advance(1500)
+    assert out.getvalue().splitlines()[0] == "Reading 1,500 rows"
+
+
+def test_notes_say_their_level() -> None:
+    console, out = plain_console()
+    for sink in (render.PlainSink(console), render.LiveSink(console)):
+        sink.note("a [bold] thing " + "x" * 200, "info")
+        sink.note("careful", "warning")
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "note: a [bold] thing " + "x" * 200
+    assert lines[1] == "warning: careful"
+    assert lines[2:] == lines[:2]
+
+
+def test_live_bars_nest_and_leave_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=120, force_terminal=True, color_system=None)
+    clock(monkeypatch, 3.0)
+    sink = render.LiveSink(console)
+    with progress.using(sink), progress.task("Training", 3, "step") as bar:
+        bar.advance(1, loss=2.5)
+        with progress.task("Evaluating"):
+            progress.note("halfway")
+        bar.advance(2)
+    assert sink._progress is None
+    assert "note: halfway" in out.getvalue()
+    assert "Training: done in " in out.getvalue()
+    assert "loss 2.5000" in out.getvalue()
+
+
+def test_tables_fit_their_columns() -> None:
+    console, out = plain_console()
+    render.print_table(console, "Runs", ["name", "loss"], [("a", 2.5), ("[b]", None)])
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert lines == ["Runs", "name  loss", "a      2.5", "[b]      -"]
+
+
+def test_a_result_is_a_list_of_figures_then_tables() -> None:
+    console, out = plain_console()
+    result: dict[str, Any] = {
+        "run": "runs/a",
+        "peak_memory_bytes": 3 * 2**30,
+        "val_loss": None,
+        "files": [{"file": "a.gguf", "ok": True}, {"file": "b.gguf", "size_bytes": 2048}],
+        "reasons": {"train.steps": {"value": "5", "reason": "why"}},
+        "lineage": {"data": "abc"},
+        "next": "not here",
+    }
+    render.print_result(console, result)
+    text = out.getvalue()
+    assert "run                runs/a\npeak memory bytes  3 GiB\n" in text
+    assert "val loss" not in text and "not here" not in text
+    assert "2 KiB" in text and "yes" in text
+    assert "train.steps" in text and "why" in text and "abc" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.44, "0.4 s"),
+        (12.3, "12 s"),
+        (185, "3 min 05 s"),
+        (59.7, "1 min 00 s"),
+        (7620, "2 h 07 min"),
+    ],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_figures_know_their_units() -> None:
+    assert figure("share_of_peak", 0.305) == "30.5%"
+    assert figure("size_bytes", 1536) == "1.5 KiB"
+    assert figure("ok", False) == "no"
+    assert figure("tokens", 1234567) == "1,234,567"
+    assert figure("kl_mean", 0.000123456) == "0.0001235"
+    assert figure("took_s", 61) == "1 min 01 s"
+    assert (in_bytes(5), in_bytes(1023 * 2**20)) == ("5 bytes", "1,023 MiB")
+    assert (short(950), short(12345), short(2.5e6)) == ("950", "12.3k", "2.5M")
+
+
+def test_the_live_line_has_a_fixed_order_and_skips_what_it_does_not_know() -> None:
+    fields = {"tokens_per_second": 12345.0, "loss": 2.5, "step": 3, "epoch": 0.5, "val_loss": None}
+    assert figures_line(fields) == "epoch 0.50 · loss 2.5000 · 12.3k tok/s"
+
+
+# ---------------------------------------------------------------- the conversation
+
+
+class FakeChat:
+    def __init__(self) -> None:
+        from mule.generate.sampler import Sampling
+
+        self.sampling, self.max_tokens, self.system = Sampling(), 20, None
+        self.said: list[str] = []
+
+    def reply(self, text: str) -> Any:
+        if text == "too long":
+            raise UserError("the context is full", "/reset")
+        self.said.append(text)
+        yield from ("you said ", text)
+
+    def retry(self) -> Any:
+        yield "again"
+
+    def reset(self) -> None:
+        self.said.clear()
+
+
+def converse(monkeypatch: pytest.MonkeyPatch, *lines: str) -> tuple[FakeChat, str]:
+    console, out = plain_console()
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    chat: Any = FakeChat()
+    talk.talk(chat, console)
+    return chat, out.getvalue()
+
+
+def test_a_conversation_streams_replies(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat, notices = converse(monkeypatch, "hello", "", "/retry", "/quit", "not read")
+    assert capsys.readouterr().out == "you said hello\nagain\n"
+    assert chat.said == ["hello"]
+    assert notices == ""
+
+
+def test_commands_change_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat, notices = converse(
+        monkeypatch,
+        *("hello", "/system You are a pirate", "/set temperature 0.5", "/set top_k 7"),
+        *("/set max_tokens 9", "/set colour 1", "/set top_p abc", "/set top_p 7", "/nonsense"),
+        *("too long", "/help"),
+    )
+    assert chat.said == []
+    assert chat.system == "You are a pirate"
+    assert (chat.sampling.temperature, chat.sampling.top_k) == (0.5, 7)
+    assert (chat.max_tokens, chat.sampling.top_p) == (9, 1.0)
+    for said in (
+        "error: there is no setting `colour`\nhint: one of temperature, top_k",
+        "error: `abc` is not a number\nhint: for example: /set top_p 1",
+        "error: top_p is 7.0; it must be",
+        "error: no command /nonsense",
+        "error: the context is full\nhint: /reset",
+        "/set NAME VALUE",
+    ):
+        assert said in notices
+
+
+def test_ctrl_c_stops_a_reply_and_not_the_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_chat: FakeChat) -> Any:
+        yield "half"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeChat, "retry", stop)
+    chat, notices = converse(monkeypatch, "/retry", "still here")
+    assert "stopped; this reply is not kept" in notices
+    assert chat.said == ["still here"]
