@@ -25,5 +25,10 @@ class Batch:
     isolated: bool
 
     def to(self, device: torch.device) -> Batch:
-        tensors = (self.input_ids, self.targets, self.positions, self.segments)
-        return Batch(*(t.to(device, non_blocking=True) for t in tensors), self.isolated)
+        return Batch(
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            positions=self.positions.to(device, non_blocking=True),
+            segments=self.segments.to(device, non_blocking=True),
+            isolated=self.isolated,
+        )

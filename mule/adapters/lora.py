@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -146,10 +146,10 @@ def merge_lora(model: Decoder) -> int:
     for name, module in list(model.named_modules()):
         if not isinstance(module, LoraLinear):
             continue
-        base = module.get_base_layer()
-        down = module.lora_A["default"].weight.float()
-        up = module.lora_B["default"].weight.float()
-        base.weight.copy_(base.weight.float() + module.scaling["default"] * (up @ down))
+        base = cast(torch.nn.Linear, module.get_base_layer())
+        down, up = (cast(torch.nn.Linear, m["default"]) for m in (module.lora_A, module.lora_B))
+        delta = up.weight.float() @ down.weight.float()
+        base.weight.copy_(base.weight.float() + module.scaling["default"] * delta)
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, base)
         merged += 1

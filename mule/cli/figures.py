@@ -38,13 +38,15 @@ def figure(name: str, value: Any) -> str:
         return str(value)
     if name.endswith("_bytes"):
         return in_bytes(value)
-    if name.endswith("_at"):
+    if name == "at" or name.endswith("_at"):
         return date(value)
     if name.startswith(("share_", "exact_match")) or name in ("top1", "persona"):
         return f"{value:.1%}"
     if name in ("seconds", "took_s"):
         return duration(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:

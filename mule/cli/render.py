@@ -7,7 +7,7 @@ plain lines, one every few seconds. NO_COLOR is honoured by rich.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -46,7 +46,10 @@ def print_table(
     console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> None:
     """A table; numbers to the right."""
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    if title:
+        console.print(Text(title, style="bold"))
+    headed = any(column.strip() for column in columns)
+    table = Table(box=None, pad_edge=False, show_header=headed)
     for index, column in enumerate(columns):
         numeric = any(isinstance(row[index], (int, float)) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
@@ -68,10 +71,24 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
             print_line(console, f"{name.replace('_', ' '):<{width}}  {figure(name, value)}")
     for name, value in result.items():
         if isinstance(value, dict) and value:
-            rows = [v if isinstance(v, dict) else {"value": v} for v in value.values()]
-            print_rows(console, f"\n{name}", [{"": k, **row} for k, row in zip(value, rows)])
+            print_rows(console, f"\n{name}", _rows_of(value))
         elif isinstance(value, list) and value:
             print_rows(console, f"\n{name}", value)
+
+
+def _rows_of(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each entry: its own columns when all entries are dicts, else key and value."""
+    if all(isinstance(entry, dict) for entry in value.values()):
+        return [{"": key, **entry} for key, entry in value.items()]
+    return [{"": key, " ": entry} for key, entry in _flat(value)]
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, entry in value.items():
+        if isinstance(entry, dict):
+            yield from _flat(entry, f"{prefix}{key}.")
+        else:
+            yield prefix + key, figure(key, entry)
 
 
 def print_rows(console: Console, title: str, rows: Sequence[Any]) -> None:
@@ -107,6 +124,7 @@ class LiveSink:
         self._console = console
         self._progress: _Bars | None = None
         self._tasks: dict[int, tuple[TaskID, str, float]] = {}
+        self._figures: dict[int, str] = {}
 
     def start(self, key: int, description: str, total: float | None, unit: str) -> None:
         if self._progress is None:
@@ -119,7 +137,7 @@ class LiveSink:
         if self._progress is None:
             return
         if fields:
-            self._progress.figures = figures_line(fields)
+            self._progress.figures = self._figures[key] = figures_line(fields)
         self._progress.advance(self._tasks[key][0], amount)
 
     def finish(self, key: int) -> None:
@@ -127,7 +145,7 @@ class LiveSink:
         if self._progress is None:
             return
         took = time.monotonic() - started_at
-        figures = self._progress.figures
+        figures = self._figures.pop(key, "")
         self._progress.remove_task(task)
         if not self._tasks:
             self._progress.stop()

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mule.errors import UserError
+
+if TYPE_CHECKING:
+    from mule.adapters.source import Source
+    from mule.data.shards import Shards
+    from mule.tokenizer import Tokenizer
 
 
 def run(
@@ -11,39 +19,25 @@ def run(
 ) -> dict[str, Any]:
     """Measure `source` on `data`, or on the validation rows of the run it came from."""
     import tempfile
-    from pathlib import Path
 
     from mule.adapters.source import find_source, load_source
-    from mule.commands.lineage import lineage_of
-    from mule.config.load import load_recipe
-    from mule.config.schema import DataSection
     from mule.data.loader import ValidSet
-    from mule.data.prepare import prepare_pair
-    from mule.errors import UserError
+    from mule.data.prepare import prepare
     from mule.evaluate.loss import held_out_loss
 
     found = find_source(source)
     model, tokenizer = load_source(found)
     with tempfile.TemporaryDirectory() as scratch:
         if data is not None:
-            section = DataSection(
-                train=data, valid=data, max_seq_length=model.config.max_position_embeddings
+            shards = prepare(
+                data,
+                tokenizer,
+                max_seq_length=model.config.max_position_embeddings,
+                out_dir=scratch,
+                valid=True,
             )
-            seed = 0
         else:
-            folder = lineage_of(found).get("run")
-            if folder is None:
-                raise UserError(
-                    f"{source} does not come from a run, so it has no validation rows",
-                    "name the data: mule eval MODEL --data FILE",
-                )
-            recipe = load_recipe(Path(folder) / "resolved.yaml", []).recipe
-            section, seed = recipe.data, recipe.train.seed
-        _, shards = prepare_pair(section, tokenizer, seed=seed, root=Path(scratch))
-        if shards is None:
-            raise UserError(
-                f"{source} was trained without validation rows", "name some: --data FILE"
-            )
+            shards = _run_rows(found, tokenizer)
         rows = min(max_rows or shards.num_rows, shards.num_rows)
         valid = ValidSet(shards, 4, rows)
         found_loss = held_out_loss(model, valid)
@@ -60,3 +54,20 @@ def run(
         "num_targets": found_loss.num_targets,
         "rows": rows,
     }
+
+
+def _run_rows(source: Source, tokenizer: Tokenizer) -> Shards:
+    """The validation rows of the run that a model came from."""
+    from mule.commands.lineage import lineage_of
+    from mule.config.load import load_recipe
+    from mule.train.assemble import prepared_rows
+
+    hint = "name the data: mule eval MODEL --data FILE"
+    folder = lineage_of(source).get("run")
+    if folder is None:
+        raise UserError(f"{source.name} comes from no run, so it has no validation rows", hint)
+    recipe = load_recipe(Path(folder) / "resolved.yaml", []).recipe
+    _, held_out = prepared_rows(recipe, tokenizer, Path(folder).parent)
+    if held_out is None:
+        raise UserError(f"{source.name} was trained without validation rows", hint)
+    return held_out

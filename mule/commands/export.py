@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-_DEFAULT_TYPES = ["q8_0", "q4_k_m"]
 
-
-def run(source: str, *, types: list[str] | None = None, out: Path | None = None) -> dict[str, Any]:
+def run(
+    source: str,
+    *,
+    types: list[str] | None = None,
+    out: Path | None = None,
+    name: str | None = None,
+) -> dict[str, Any]:
     """Write one GGUF file for each type; an adapter is merged first."""
     from mule import fsio, progress
     from mule.adapters.source import find_source
@@ -16,14 +20,16 @@ def run(source: str, *, types: list[str] | None = None, out: Path | None = None)
     from mule.errors import UserError
     from mule.export.gguf import write_gguf
     from mule.export.merge import merge_adapter
-    from mule.export.ollama import write_modelfile
+    from mule.export.ollama import docker_commands, ollama_commands, write_modelfile
+    from mule.models.folder import read_config
+    from mule.tokenizer import Tokenizer
 
     found = find_source(source)
     if found.gguf_file is not None:
         raise UserError(f"{source} is a GGUF file already", "export the run or folder it came from")
     assert found.model_dir is not None
     merged = found.model_dir.name == "merged"
-    name = found.model_dir.parent.name if merged else found.name
+    name = name or (found.model_dir.parent.name if merged else found.name)
     folder = out or Path("exports") / name
     lineage = lineage_of(found)
     model_dir = found.model_dir
@@ -32,11 +38,17 @@ def run(source: str, *, types: list[str] | None = None, out: Path | None = None)
         progress.note(f"{source} is an adapter: merging it into {model_dir} first")
         merge_adapter(found, model_dir, lineage)
     files = []
-    for type_name in types or _DEFAULT_TYPES:
+    for type_name in types or _recipe_types(lineage):
         file = folder / f"{name}-{type_name.upper()}.gguf"
         report = write_gguf(model_dir, file, type_name, metadata={"name": name})
         files.append(report.as_dict())
-    modelfile = write_modelfile(folder, model_dir, Path(files[-1]["file"]).name)
+    tokenizer, config = Tokenizer.load(model_dir), read_config(model_dir)
+    modelfile = write_modelfile(
+        folder,
+        Path(files[-1]["file"]).name,
+        tokenizer.chat_template,
+        num_ctx=config.max_position_embeddings,
+    )
     fsio.write_json(
         folder / "export.json",
         {"source": str(model_dir), "lineage": lineage, "files": files},
@@ -45,5 +57,17 @@ def run(source: str, *, types: list[str] | None = None, out: Path | None = None)
         "folder": str(folder),
         "files": files,
         "modelfile": str(modelfile),
+        "ollama": ollama_commands(folder, name),
+        "docker": docker_commands(files[-1]["file"], name, num_ctx=config.max_position_embeddings),
         "next": f"mule verify {folder}",
     }
+
+
+def _recipe_types(lineage: dict[str, Any]) -> list[str]:
+    """The types that the run's recipe asks for; the defaults for a model without a run."""
+    from mule.config.load import load_recipe
+    from mule.config.schema import ExportSection
+
+    file = Path(lineage.get("run", "")) / "resolved.yaml"
+    section = load_recipe(file, []).recipe.export if file.is_file() else ExportSection()
+    return list(section.types)

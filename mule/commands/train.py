@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mule.errors import UserError
+from mule.errors import Interrupted, MuleError, UserError
+
+if TYPE_CHECKING:
+    from mule.config.schema import Recipe
+    from mule.run import Run
+    from mule.train.assemble import Parts
 
 
 def run(
@@ -22,38 +27,44 @@ def run(
     from mule.train.assemble import assemble
     from mule.train.loop import fit
 
-    if recipe_file is None and not resume:
-        raise UserError("no recipe given", "mule train RECIPE.yaml, or see: mule recipe list")
+    known = _known_run(recipe_file, name, root) if resume else None
+    if known is not None and recipe_file == known.folder / "recipe.yaml":
+        recipe_file = known.folder / "resolved.yaml"  # as it was run, with its overrides
     loaded = load_recipe(recipe_file, overrides)
-    if not loaded.recipe.data.train:
-        raise UserError("data.train is empty", "name the files to train on: data.train=[FILE]")
-    run_name = name or loaded.recipe.name or (recipe_file or Path("run")).stem
-    folder = root / run_name
-    existing = resume and folder.exists()
-    target = Run.open(folder) if existing else Run.create(root, run_name, loaded.text)
+    run_name = name or loaded.recipe.name or (recipe_file.stem if recipe_file else "run")
+    if known is None and resume and (root / run_name / "recipe.yaml").is_file():
+        known = Run.open(root / run_name)
+    target = known or Run.create(root, run_name, loaded.text)
     with target.lock():
-        parts = assemble(loaded.recipe, target)
-        _record(target, parts)
-        summary = fit(target, parts)
+        try:
+            parts = assemble(loaded.recipe, target)
+            _record(target, parts)
+            summary = fit(target, parts)
+        except MuleError as error:
+            if not isinstance(error, Interrupted):
+                target.log_event("failed", cause=error.message)
+            raise
         target.log_event("finished", step=summary["steps"], val_loss=summary["val_loss"])
         target.sync()
-    return summary | {
-        "next": _next(
-            str(folder), chat=parts.train.shards.kind == "chat", adapter=bool(parts.base[1])
-        )
-    }
+    chat = parts.train.shards.kind == "chat"
+    return summary | {"next": _next(target.folder, chat=chat, adapter=bool(parts.base[1]))}
 
 
-def _record(run: Any, parts: Any) -> None:
+def _record(run: Run, parts: Parts) -> None:
     """Write the resolved recipe with its reasons, the lineage and the probes."""
     import torch
 
     import mule
-    from mule import machine
+    from mule import fsio, machine
     from mule.config.load import to_yaml
+    from mule.data.probe import held_out_sample
 
     resolved = parts.resolved
+    _refuse_changes(run, resolved.recipe)
     run.write_resolved(to_yaml(resolved.recipe, resolved.reasons))
+    if not (run.folder / "probe.json").is_file():
+        sample = held_out_sample(resolved.recipe.data, resolved.recipe.train.seed)
+        fsio.write_json(run.folder / "probe.json", sample)
     _, identity = parts.base
     run.write_lineage(
         {
@@ -70,7 +81,37 @@ def _record(run: Any, parts: Any) -> None:
     )
 
 
-def _next(folder: str, *, chat: bool, adapter: bool) -> str:
+def _known_run(recipe_file: Path | None, name: str | None, root: Path) -> Run | None:
+    """The run to go on with: the one whose own recipe was given, or the one of this name."""
+    from mule.run import Run
+
+    for folder in (recipe_file.parent if recipe_file else None, root / name if name else None):
+        if folder is not None and (folder / "recipe.yaml").is_file():
+            return Run.open(folder)
+    return None
+
+
+def _refuse_changes(run: Run, recipe: Recipe) -> None:
+    """On resume, UserError naming each setting that would change what is learned."""
+    from mule.config.dump import identity_values
+    from mule.config.load import load_recipe
+
+    file = run.folder / "resolved.yaml"
+    if not file.is_file():
+        return
+    before = identity_values(load_recipe(file, []).recipe)
+    now = identity_values(recipe)
+    changed = [key for key in now if now[key] != before.get(key)]
+    if changed:
+        words = ", ".join(f"{key} (was {before.get(key)!r}, is {now[key]!r})" for key in changed)
+        raise UserError(
+            f"{run.folder}: cannot resume with another recipe: {words}",
+            "put the old values back, or start a new run: --name ANOTHER, with "
+            f"model.path={run.folder} to start from these weights",
+        )
+
+
+def _next(folder: Path, *, chat: bool, adapter: bool) -> str:
     if adapter:
         return f"mule merge {folder}"
     return f"mule chat {folder}" if chat else f"mule chat {folder} --prompt 'Once upon a time'"

@@ -129,7 +129,8 @@ def _parent(file: Path, setting: Setting, seen: list[Path]) -> tuple[Path | None
 
 def _read(file: Path) -> str:
     if file.stat().st_size > MAX_BYTES:
-        raise ConfigError([f"{file}: larger than {MAX_BYTES:,} bytes; not a recipe"])
+        problem = f"{file}: larger than {MAX_BYTES:,} bytes; not a recipe"
+        raise ConfigError([problem], "give a recipe; `mule init` writes an example")
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -47,17 +47,16 @@ class Loader:
         if epoch not in self._orders:
             while len(self._orders) >= _MAX_CACHED_EPOCHS:
                 del self._orders[min(self._orders)]
-            generator = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
-            self._orders[epoch] = generator.permutation(self.num_rows)
+            # Sorted raw bits: numpy keeps those the same in every version, permutations it may not.
+            bits = np.random.Philox(key=[self._seed, epoch]).random_raw(self.num_rows)
+            self._orders[epoch] = np.argsort(bits, kind="stable")
         return self._orders[epoch]
 
 
 class ValidSet:
-    """The first `max_rows` rows in order, in micro-batches of one shape; the last is filled with empty rows."""
+    """The first `max_rows` rows in order, in micro-batches of one shape (the last padded)."""
 
-    def __init__(
-        self, shards: Shards, micro_batch_rows: int, max_rows: int | None = None
-    ) -> None:
+    def __init__(self, shards: Shards, micro_batch_rows: int, max_rows: int | None = None) -> None:
         self.shards, self._micro_batch_rows = shards, micro_batch_rows
         self.num_rows = min(shards.num_rows, max_rows or shards.num_rows)
 

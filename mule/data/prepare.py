@@ -107,7 +107,7 @@ def prepare_pair(
     seeded `valid_share` of the training data is held out.
     """
     settings = _Settings(format, max_seq_length, packing, document_mask, too_long)
-    valid_paths = valid_paths or _valid_files(train_paths)
+    valid_paths = valid_paths or valid_files(train_paths)
     if valid_paths:
         make = partial(prepare, tokenizer=tokenizer, out_dir=out_dir, **asdict(settings))
         return make(train_paths), make(valid_paths, valid=True)
@@ -174,7 +174,8 @@ def _sources(files: list[Path]) -> list[dict[str, Any]]:
     return sources
 
 
-def _valid_files(train_paths: Paths) -> list[Path]:
+def valid_files(train_paths: Paths) -> list[Path]:
+    """The validation files that lie in the training folders."""
     folders = [path for path in train_paths if Path(path).is_dir()]
     return [file for folder in folders for file in split_files(folder, "valid")]
 

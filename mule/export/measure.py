@@ -62,8 +62,9 @@ class LogitFigures:
         self, reference: npt.NDArray, found: npt.NDArray, targets: npt.NDArray
     ) -> npt.NDArray[np.float64]:
         self.num_top1 += int((reference.argmax(1) == found.argmax(1)).sum())
-        self.max_abs_logit = max(self.max_abs_logit, float(np.abs(reference - found).max()))
-        self.largest_logit = max(self.largest_logit, float(np.abs(reference).max()))
+        # np.maximum, because max() would hide a NaN
+        self.max_abs_logit = float(np.maximum(self.max_abs_logit, np.abs(reference - found).max()))
+        self.largest_logit = float(np.maximum(self.largest_logit, np.abs(reference).max()))
         log_p, log_q = _log_softmax(reference), _log_softmax(found)
         at = (np.arange(len(targets)), targets)
         self.loss_reference -= float(log_p[at].sum())
@@ -102,4 +103,4 @@ def _log_softmax(logits: npt.NDArray) -> npt.NDArray[np.float64]:
 
 
 def _perplexity(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf  # exp overflows beyond 709
+    return math.inf if loss > 700 else math.exp(loss)  # exp overflows beyond 709

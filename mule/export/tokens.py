@@ -208,7 +208,7 @@ _SAMPLES = (
     "L'été, où j'étais né à Besançon, l'œuvre coûta 12 345,67 € — déjà ! « Ça va ? »",
     "def f(x: int) -> dict[str, float]:\n\tif x >= 0x1F:\n\t\treturn {'a': 1e-5}  # ok\n\n\n",
     'for(;;){a[i]+=b<<2;}//?\r\n#include <stdio.h>\r\n\r\n  $x_y->z = "%d\\n";\n',
-    "3.14159 1,000,000 2026-11-21 12:34:56 007 ١٢٣ ४५६ Ⅷ ½ x² H₂O 99% #42 +33 1 23 45",
+    "3.14159 1,000,000 2026-11-21 12:34:56 007 ١٢٣ ४५६ Ⅷ ½ x² H₂O 99% #42 +33 1 23 456 7890 1234567890",
     "👍🏽 👩‍👩‍👧‍👦 🇫🇷 ☕️ ✈ 1️⃣ 😀😀😀 text🙂text ❤️‍🔥!",
     "Привет, мир! 你好，世界。こんにちは세계 שלום مرحبا नमस्ते สวัสดี γειά Ünïcödé ﬁ ǅ İı",
     "  two   three    four\t\ttab \n\n newline \r\n\u00a0nbsp\u3000wide\u2009thin \u200bzero ",

@@ -9,7 +9,10 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import importlib.util
+import os
+import statistics
 import sys
+import time
 from collections.abc import Iterator
 from ctypes import (
     POINTER,
@@ -34,10 +37,11 @@ VERSION = "2026.10.11549"
 BATCH_TOKENS = 512  # fixed: another batch size picks other kernels and gives other last digits
 _F32, _F16 = 0, 1  # ggml_type
 _FLASH_AUTO, _FLASH_OFF = -1, 0  # llama_flash_attn_type
+_TRIALS = 3  # tokens timed for each number of threads
 _WARN = 3  # ggml_log_level; 4 is error
 
 
-class LibraryError(Exception):
+class LibraryError(RuntimeError):
     """llama.cpp is absent, is another build, or refused a request."""
 
 
@@ -178,6 +182,13 @@ def load_library() -> ctypes.CDLL:
     return library
 
 
+def num_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @_LogCallback
 def _log(level: int, text: bytes, _: object) -> None:
     if level >= _WARN:
@@ -210,12 +221,12 @@ class Model:
         self.vocab = library.llama_model_get_vocab(self._model)
         self.num_tokens: int = library.llama_vocab_n_tokens(self.vocab)
         self._context = self._open(n_ctx, exact)
-        library.llama_set_n_threads(self._context, threads, threads)
         self._memory = library.llama_get_memory(self._context)
         self._batch = library.llama_batch_init(BATCH_TOKENS, 0, 1)
         self.n_ctx: int = library.llama_n_ctx(self._context)
         self.n_ctx_train: int = library.llama_model_n_ctx_train(self._model)
         self.cached: list[int] = []  # the ids whose keys and values are in the cache
+        self.use_threads(threads or self._fastest())
 
     def _load(self, path: str, exact: bool) -> int:
         params = self.library.llama_model_default_params()
@@ -240,6 +251,28 @@ class Model:
         if not (context := self.library.llama_init_from_model(self._model, params)):
             raise LibraryError(f"llama.cpp could not open a context of {n_ctx} tokens")
         return context
+
+    def use_threads(self, threads: int) -> None:
+        self.library.llama_set_n_threads(self._context, threads, threads)
+
+    def _fastest(self) -> int:
+        """The number of threads that decodes fastest now.
+
+        ggml's threads wait for each other by spinning: with other work on the cores, two can be
+        twenty times slower than one (measured).
+        """
+        seconds = {}
+        for threads in {num_cores(), max(1, num_cores() // 2), 1}:
+            self.use_threads(threads)
+            runs = [self._seconds_a_token() for _ in range(_TRIALS)]
+            seconds[threads] = statistics.median(runs)
+        return min(seconds, key=lambda threads: seconds[threads])
+
+    def _seconds_a_token(self) -> float:
+        start = time.perf_counter()
+        for _ in self.feed([0], every=False):
+            self.forget()
+        return time.perf_counter() - start
 
     @property
     def chat_template(self) -> str | None:

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from mule.generate._libllama import LibraryError, Model, load_library, quantize_rows
+from mule.generate._libllama import LibraryError, Model, load_library, num_cores, quantize_rows
 
 _QUANTIZE_ROWS = 64  # rows a thread takes at a time
 
@@ -52,7 +52,7 @@ class Worker:
             operation = getattr(self, f"do_{request.pop('op')}")
             try:
                 fields, blobs = operation(data, **request)
-            except (LibraryError, OSError, ValueError, http.client.HTTPException) as error:
+            except (RuntimeError, OSError, ValueError, http.client.HTTPException) as error:
                 fields, blobs = {"ok": False, "error": f"{error}"}, []
             num_bytes = sum(len(blob) for blob in blobs)
             head = {"ok": True, "seq": sequence, "bytes": num_bytes}
@@ -113,7 +113,7 @@ class Worker:
             part = slice(start, start + _QUANTIZE_ROWS)
             quantize_rows(self.library, type_id, values[part], out[part])
 
-        with ThreadPoolExecutor(_num_cores()) as pool:
+        with ThreadPoolExecutor(num_cores()) as pool:
             list(pool.map(quantize, range(0, rows, _QUANTIZE_ROWS)))
         return {}, [out.data.cast("B")]
 
@@ -198,12 +198,6 @@ class _TemplateServer:
     def close(self) -> None:
         del self.server
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def main() -> None:

@@ -147,6 +147,7 @@ class Runtime:
 class LlamaCpp(Runtime):
     """A GGUF file in llama.cpp: `with LlamaCpp(file) as model: model.logits(ids)`.
 
+    `threads`: None takes the number that is fastest at this moment.
     `exact` keeps the cache in float32 with flash attention off: the gate of an f32 file.
     `reason` says why the last generation ended: stop (at `stop_id`), length or context.
 
@@ -163,13 +164,12 @@ class LlamaCpp(Runtime):
     ) -> None:
         self.header = read_header(gguf_path)
         super().__init__(str(gguf_path))
-        threads = threads or _num_cores()
         try:
             info, _ = self.request(
                 "load",
                 path=str(Path(gguf_path).resolve()),
                 n_ctx=n_ctx,
-                threads=threads,
+                threads=threads or 0,
                 exact=exact,
             )
         except BaseException:
@@ -258,7 +258,7 @@ class LlamaCpp(Runtime):
             )
 
 
-_HINT = "run `mule verify` on the file; if it was cut or edited, write or download it again"
+_HINT = "if the file is damaged, write it again with `mule export` or download it again"
 
 
 def _environment(root: str) -> dict[str, str]:
@@ -283,9 +283,3 @@ def _num_used(header: GgufHeader, num_tokens: int) -> int:
 
 def _token(value: int) -> int | None:
     return value if value >= 0 else None
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

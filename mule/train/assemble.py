@@ -110,8 +110,9 @@ def _tokenizer(recipe: Recipe, run: Run, base_dir: Path | None) -> Tokenizer:
     kept = run.folder / "tokenizer"
     if (kept / "tokenizer.json").is_file():
         return Tokenizer.load(kept)
-    if recipe.tokenizer.path or base_dir:
-        tokenizer = Tokenizer.load(recipe.tokenizer.path or base_dir)
+    given = recipe.tokenizer.path or base_dir
+    if given is not None:
+        tokenizer = Tokenizer.load(given)
     elif recipe.tokenizer.vocab_size is None:
         raise ConfigError(
             [

@@ -77,7 +77,7 @@ class _Trainer:
         """Load the newest good checkpoint; the number of updates already done."""
         found = self.run.latest_checkpoint()
         if found is None:
-            self.run.start_attempt()
+            self.run.start_attempt(from_step=0)
             return 0
         step = load_checkpoint(found[1], self.parts)
         self.run.start_attempt(from_step=step)

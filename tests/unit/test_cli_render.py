@@ -102,7 +102,7 @@ def test_a_result_is_a_list_of_figures_then_tables() -> None:
         "val_loss": None,
         "files": [{"file": "a.gguf", "ok": True}, {"file": "b.gguf", "size_bytes": 2048}],
         "reasons": {"train.steps": {"value": "5", "reason": "why"}},
-        "lineage": {"data": "abc"},
+        "lineage": {"data": "abc", "machine": {"cores": 2}},
         "next": "not here",
     }
     render.print_result(console, result)
@@ -110,6 +110,7 @@ def test_a_result_is_a_list_of_figures_then_tables() -> None:
     assert "run                runs/a\npeak memory bytes  3 GiB\n" in text
     assert "val loss" not in text and "not here" not in text
     assert "2 KiB" in text and "yes" in text
+    assert "machine.cores  2" in text
     assert "train.steps" in text and "why" in text and "abc" in text
 
 
@@ -132,6 +133,7 @@ def test_figures_know_their_units() -> None:
     assert figure("size_bytes", 1536) == "1.5 KiB"
     assert figure("ok", False) == "no"
     assert figure("tokens", 1234567) == "1,234,567"
+    assert figure("tokens_per_second", 12662.86) == "12,663"
     assert figure("kl_mean", 0.000123456) == "0.0001235"
     assert figure("took_s", 61) == "1 min 01 s"
     assert (in_bytes(5), in_bytes(1023 * 2**20)) == ("5 bytes", "1,023 MiB")

@@ -67,7 +67,7 @@ def test_prompts_are_what_serving_sends(turns: list[tuple[str, str]]) -> None:
 
 def test_an_answer_that_would_merge_with_its_prompt_starts_a_new_example() -> None:
     """A served prompt ends in one newline; in the whole chat it is part of a token of two."""
-    assert len(TOKENIZER.encode("\n\n\n")) == 1
+    assert len(TOKENIZER.encode("\n\n")) == 1
     chat = _chat("What?", "\n\nParis.", "And?", "So.")
     examples = render_examples(TOKENIZER, [chat])[0]
     assert [e.answers for e in examples] == [(1,), (3,)]

@@ -99,33 +99,42 @@ def test_documents_become_windows(tmp_path: Path, document_mask: bool, valid: bo
     assert int((batch.targets != IGNORE).sum()) == shards.num_targets
 
 
-def test_documents_start_with_bos_where_the_tokenizer_adds_one(tmp_path: Path) -> None:
-    TOKENIZER.save(tmp_path)
-    file = tmp_path / "tokenizer_config.json"
-    config = json.loads(file.read_text())
-    config |= {"bos_token": "<|im_start|>", "add_bos_token": True}
-    file.write_text(json.dumps(config))
-    tokenizer = Tokenizer.load(tmp_path)
-    shards = prepare([_text_file(tmp_path)], tokenizer, max_seq_length=19, out_dir=tmp_path / "out")
-    starts = shards.tokens[shards.offsets[:-1]]
-    assert set(starts.tolist()) == {tokenizer.bos_id}
-    assert (shards.tokens == tokenizer.bos_id).sum() == len(DOCUMENTS)
+@pytest.mark.parametrize("length", range(7, 31))
+def test_targets_are_counted_whatever_the_window(tmp_path: Path, length: int) -> None:
+    file = _text_file(tmp_path, DOCUMENTS[::-1])  # short ones last: windows end where they start
+    for valid in (False, True):
+        shards = prepare(
+            [file],
+            TOKENIZER,
+            max_seq_length=length,
+            document_mask=True,
+            out_dir=tmp_path / "p",
+            valid=valid,
+        )
+        assert int((_all_rows(shards).targets != IGNORE).sum()) == shards.num_targets
 
 
+@pytest.mark.parametrize("add_bos", [False, True])
 def test_long_documents_are_encoded_in_parts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, add_bos: bool
 ) -> None:
     from mule.data import prepare as module
     from mule.tokenizer import core
 
+    TOKENIZER.save(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    config |= {"bos_token": "<|im_start|>", "add_bos_token": add_bos}
+    file.write_text(json.dumps(config))
+    tokenizer = Tokenizer.load(tmp_path)
+    documents = [text * 9 for text in DOCUMENTS]
     monkeypatch.setattr(core, "_PIECE_CHARS", 50)
     monkeypatch.setattr(module, "_BATCH_CHARS", 120)
-    documents = [text * 9 for text in DOCUMENTS]
-    shards = prepare(
-        [_text_file(tmp_path, documents)], TOKENIZER, max_seq_length=8, out_dir=tmp_path
-    )
+    data = _text_file(tmp_path, documents)
+    shards = prepare([data], tokenizer, max_seq_length=8, out_dir=tmp_path / "p")
     monkeypatch.undo()
-    whole = [[*TOKENIZER.encode(text), TOKENIZER.document_end_id] for text in documents]
+    start = [tokenizer.bos_id] if add_bos else []
+    whole = [[*start, *tokenizer.encode(d), tokenizer.document_end_id] for d in documents]
     assert shards.tokens.tolist() == [token_id for ids in whole for token_id in ids]
     assert np.diff(shards.offsets).tolist() == [len(ids) for ids in whole]
 
@@ -203,7 +212,7 @@ def test_too_long_examples(tmp_path: Path, too_long: str, kept: int) -> None:
 def test_nothing_left_is_refused(tmp_path: Path) -> None:
     for too_long in ("drop", "truncate"):
         with pytest.raises(
-            DataError, match="all 23 examples are longer than data.max_seq_length=3"
+            DataError, match=r"all 23 examples are longer than data.max_seq_length=3"
         ):
             prepare(
                 [_chat_file(tmp_path)],
@@ -262,7 +271,7 @@ def test_opening_a_folder_that_is_not_whole(tmp_path: Path) -> None:
     (shards.folder / "index.json").write_text('{"version": 99}')
     with pytest.raises(StorageError, match="prepared data of version 99; this Mule reads 1"):
         open_shards(shards.folder)
-    with pytest.raises(StorageError, match="index.json: no such file"):
+    with pytest.raises(StorageError, match=r"index.json: no such file"):
         open_shards(tmp_path)
 
 
@@ -384,10 +393,7 @@ def test_order_is_the_same_on_every_machine(shards: Shards) -> None:
     """A change here would make every saved run resume on other data."""
     rows = Loader(shards, 8, seed=20).rows_for_step(2)
     assert rows.dtype == np.int64
-    assert rows.tolist() == GOLDEN
-
-
-GOLDEN: list[int] = []
+    assert rows.tolist() == [1, 0, 14, 15, 22, 19, 20, 7]
 
 
 def test_valid_set_has_all_rows_in_one_shape(shards: Shards) -> None:
@@ -400,3 +406,7 @@ def test_valid_set_has_all_rows_in_one_shape(shards: Shards) -> None:
     assert not rows[23:].any()
     assert sum(int((b.targets != IGNORE).sum()) for b in batches) == shards.num_targets
     assert (batches[-1].segments[3:] == 0).all()
+    first = list(ValidSet(shards, micro_batch_rows=5, max_rows=7))
+    assert [batch.input_ids.shape[0] for batch in first] == [5, 5]
+    assert first[1].input_ids[:2].tolist() == rows[5:7].tolist()
+    assert not first[1].segments[2:].any()
