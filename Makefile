@@ -36,7 +36,7 @@ bench: setup ## measure the speed of this machine and of Mule on it
 	@.venv/bin/mule bench all
 
 docs: setup ## write the generated pages of docs/ again
-	.venv/bin/python -m mule.config.docs
+	.venv/bin/python -m mule.commands.docs
 
 clean: ## remove .venv and caches; never runs/, data/, demo/ or exports/
 	rm -rf .venv .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -12,13 +12,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from mule.errors import StorageError
+from mule.errors import MuleError, StorageError
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".partial-"  # prefix of everything that is not yet committed
@@ -152,8 +153,10 @@ class AppendLog:
 
     def append(self, row: dict[str, Any]) -> None:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+        content = line.encode()
         with _explain_storage(self.path):
-            os.write(self._descriptor, line.encode())
+            while content:  # once, but for a disk that fills up: the second write then says so
+                content = content[os.write(self._descriptor, content) :]
 
     def sync(self) -> None:
         with _explain_storage(self.path):
@@ -244,11 +247,11 @@ def _cut_torn_tail(path: Path) -> None:
 _CAUSES = {
     errno.ENOSPC: (
         "no space left on the disk",
-        "free some space and run the same command again: it goes on where it was",
+        "free some space, then try again: what was saved before is untouched",
     ),
     errno.EDQUOT: (
         "the disk quota is used up",
-        "free some space and run the same command again: it goes on where it was",
+        "free some space, then try again: what was saved before is untouched",
     ),
     errno.EROFS: ("the file system is read-only", "choose a folder you can write to"),
     errno.EACCES: ("permission denied", "choose a folder you can write to"),
@@ -264,12 +267,19 @@ _CAUSES = {
 }
 
 
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust libraries (safetensors) tell an errno
+
+
 @contextlib.contextmanager
 def _explain_storage(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno not in _CAUSES:
+    except MuleError:
+        raise
+    except Exception as error:
+        told = _OS_ERROR.search(str(error))
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if number not in _CAUSES:
             raise
-        cause, hint = _CAUSES[error.errno]
+        cause, hint = _CAUSES[number]
         raise StorageError(f"cannot write {path}: {cause}", hint) from error

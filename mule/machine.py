@@ -116,8 +116,8 @@ def matmul_peak(
 ) -> float:
     """Best FLOP/s of square matmuls of 1024, 2048 and 4096 in bf16 or fp32.
 
-    Measured once a machine and kept in the user's cache. `fresh` measures again and keeps the
-    larger figure: other work can only lower it.
+    Measured once a machine and kept in the user's cache, the largest figure ever seen, since other
+    work can only lower it. `fresh` measures now and gives that figure, whatever is kept.
     """
     import torch
 
@@ -134,8 +134,7 @@ def matmul_peak(
         peak = _measure_peak(torch.device(device), dtype)
     finally:
         torch.set_num_threads(before)
-    peak = max(peak, known.get(key, 0.0))
-    _write_cache({**known, key: peak})
+    _write_cache({**known, key: max(peak, known.get(key, 0.0))})
     return peak
 
 

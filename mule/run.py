@@ -56,7 +56,7 @@ class Run:
                 "give another: --name my-run",
             )
         folder = root / name
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or _holds_work(folder)):
             raise UserError(
                 f"{folder} already exists: a new run would mix with it",
                 f"go on with it: --resume; or start another: --name {_free_name(root, name)}",
@@ -74,6 +74,12 @@ class Run:
         if Path(text).is_dir():
             raise UserError(f"{text} is not a run: it has no {_RECIPE}", _runs_hint(text, root))
         raise UserError(f"no run called `{text}` in {root}", _runs_hint(text, root))
+
+    def discard(self) -> None:
+        """Remove a run that never began; hold its lock."""
+        assert self.attempt == 0, "an update was made: the run is worth keeping"
+        self._close_logs()
+        shutil.rmtree(self.folder)
 
     @property
     def name(self) -> str:
@@ -324,6 +330,11 @@ def _newest(rows: list[dict[str, Any]], restarts: dict[int, int]) -> list[dict[s
         if all(row["step"] <= step for began, step in restarts.items() if began > row["attempt"])
     ]
     return sorted(kept, key=lambda row: row["step"])
+
+
+def _holds_work(folder: Path) -> bool:
+    """Whether anything but the leftovers of a process killed at its start is there."""
+    return any(not path.name.startswith(".partial-") for path in folder.iterdir())
 
 
 def _try_lock(descriptor: int, how: int = fcntl.LOCK_EX) -> bool:

@@ -40,7 +40,7 @@ def figure(name: str, value: Any) -> str:
         return in_bytes(value)
     if name == "at" or name.endswith("_at"):
         return date(value)
-    if name.startswith(("share_", "exact_match")) or name in ("top1", "persona"):
+    if name.startswith(("share_", "exact_match")) or name in ("top1", "persona", "fill"):
         return f"{value:.1%}"
     if name in ("seconds", "took_s"):
         return duration(value)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import mule
-from mule.cli.perform import DEBUG, Result, perform, split_words
+from mule.cli.perform import DEBUG, Result, perform, split_words, tabled
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _HELP = "Carry a small language model through its whole life, and prove every step."
 _PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
@@ -31,6 +34,7 @@ Words = Annotated[
         show_default=False,
     ),
 ]
+Base = Annotated[str | None, typer.Option(help="Where an adapter's base model is now.")]
 Root = Annotated[Path, typer.Option("--root", help="The folder of the runs.")]
 
 
@@ -70,7 +74,7 @@ def demo(
 
         return command.run(seed=seed, folder=folder, fast=fast)
 
-    perform(work, as_json=as_json)
+    perform(work, as_json=as_json, show=tabled("show_demo"))
 
 
 @app.command()
@@ -115,7 +119,12 @@ def data_preview(
 
         return command.preview(recipe, overrides, rows=rows)
 
-    perform(work, as_json=as_json)
+    def show(console: Console, result: Result) -> None:
+        from mule.cli import render
+
+        render.print_preview(console, result)
+
+    perform(work, as_json=as_json, show=show)
 
 
 @app.command()
@@ -164,6 +173,24 @@ def runs_show(
     perform(work, as_json=as_json)
 
 
+@runs_app.command("plot")
+def runs_plot(
+    runs: Annotated[list[str], typer.Argument(help="Names or folders of runs.")],
+    out: Annotated[Path, typer.Option(help="The file to write: .svg, .png or .pdf.")],
+    by: Annotated[str, typer.Option(help="What the axis counts: tokens or steps.")] = "tokens",
+    root: Root = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Draw the training and validation loss of runs."""
+
+    def work() -> Result:
+        from mule.commands import plot as command
+
+        return command.run(runs, out, by=by, root=root)
+
+    perform(work, as_json=as_json)
+
+
 @recipe_app.command("list")
 def recipe_list(as_json: Json = False) -> None:
     """Their names."""
@@ -194,6 +221,7 @@ def recipe_show(
 def merge(
     adapter: Annotated[str, typer.Argument(help="The run or folder of an adapter.")],
     out: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
+    base: Base = None,
     as_json: Json = False,
 ) -> None:
     """Put an adapter into its base model, and check that both answer alike."""
@@ -201,7 +229,7 @@ def merge(
     def work() -> Result:
         from mule.commands import merge as command
 
-        return command.run(adapter, out=out)
+        return command.run(adapter, out=out, base=base)
 
     perform(work, as_json=as_json)
 
@@ -213,6 +241,7 @@ def export(
         str | None, typer.Option("--types", help="GGUF types, such as f16,q8_0,q4_k_m.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
+    base: Base = None,
     as_json: Json = False,
 ) -> None:
     """Write GGUF files for llama.cpp, Ollama and Docker Model Runner."""
@@ -221,7 +250,7 @@ def export(
     def work() -> Result:
         from mule.commands import export as command
 
-        return command.run(source, types=chosen, out=out)
+        return command.run(source, types=chosen, out=out, base=base)
 
     perform(work, as_json=as_json)
 
@@ -231,6 +260,7 @@ def verify(
     gguf: Annotated[Path, typer.Argument(help="A GGUF file, or a folder of them.")],
     against: Annotated[str | None, typer.Option(help="The run or folder it was made from.")] = None,
     texts: Annotated[list[Path] | None, typer.Option("--text", help="Texts to compare on.")] = None,
+    base: Base = None,
     as_json: Json = False,
 ) -> None:
     """Run a GGUF file in llama.cpp and compare it with the model it came from."""
@@ -238,16 +268,19 @@ def verify(
     def work() -> Result:
         from mule.commands import verify as command
 
-        return command.run(gguf, against=against, texts=texts)
+        return command.run(gguf, against=against, texts=texts, base=base)
 
-    perform(work, as_json=as_json)
+    perform(work, as_json=as_json, show=tabled("show_verify"))
 
 
 @app.command("eval")
 def evaluate(
     source: Annotated[str, typer.Argument(help="A run or a model folder.")],
-    data: Annotated[list[str] | None, typer.Option("--data", help="Files to score on.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="Files to score on; repeatable.")
+    ] = None,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Rows to use at most.")] = None,
+    base: Base = None,
     as_json: Json = False,
 ) -> None:
     """Loss and perplexity of a model on held-out data."""
@@ -255,7 +288,7 @@ def evaluate(
     def work() -> Result:
         from mule.commands import eval as command
 
-        return command.run(source, data=data, max_rows=max_rows)
+        return command.run(source, data=data, max_rows=max_rows, base=base)
 
     perform(work, as_json=as_json)
 
@@ -268,12 +301,18 @@ def chat(
     prompt: Annotated[str | None, typer.Option(help="One question, then leave.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy.")] = None,
     top_k: Annotated[int | None, typer.Option(min=0, help="Of so many best tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
-    min_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
-    repeat_penalty: Annotated[float | None, typer.Option(min=0)] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of the best that make up this share.")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of those this likely beside the best.")
+    ] = None,
+    repeat_penalty: Annotated[
+        float | None, typer.Option(min=0, help="Above 1, repeating becomes less likely.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
-    base: Annotated[str | None, typer.Option(help="Where an adapter's base is now.")] = None,
+    base: Base = None,
     as_json: Json = False,
 ) -> None:
     """Talk to a model."""
@@ -290,11 +329,20 @@ def chat(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="What to measure.")],
-    words: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...")] = None,
+    what: Annotated[
+        str, typer.Argument(help="train, all, or report to show what was measured before.")
+    ],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[key=value]...",
+            help="Settings to measure with, as for train: model.size=10m.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure speed on this machine."""
+    """Measure speed on this machine, and keep the result below bench/results."""
 
     def work() -> Result:
         from mule.commands import bench as command

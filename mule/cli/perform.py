@@ -57,6 +57,17 @@ def perform(
         raise typer.Exit(1)
 
 
+def tabled(name: str) -> Callable[[Console, Result], None]:
+    """The table of that name in cli/tables.py, imported when it is shown."""
+
+    def show(console: Console, result: Result) -> None:
+        from mule.cli import tables
+
+        getattr(tables, name)(console, result)
+
+    return show
+
+
 def print_json(value: Result) -> None:
     """One line of JSON on stdout; paths become text, figures that are not finite null."""
     sys.stdout.write(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False) + "\n")

@@ -155,7 +155,7 @@ class LlamaCppEngine:
         self.context_tokens = self._runtime.n_ctx
 
     def encode(self, messages: list[Message]) -> list[int]:
-        return self._runtime.tokenize(self._runtime.apply_template(messages), special=True)
+        return self._runtime.encode_prompt(messages)
 
     def stream(self, ids: list[int], max_tokens: int, sampling: Sampling) -> Iterator[str]:
         import codecs

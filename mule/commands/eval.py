@@ -14,8 +14,15 @@ if TYPE_CHECKING:
     from mule.tokenizer import Tokenizer
 
 
+_MAX_ROW_TOKENS = 2048  # a hub model's whole context would not fit in memory
+
+
 def run(
-    source: str, *, data: list[str] | None = None, max_rows: int | None = None
+    source: str,
+    *,
+    data: list[str] | None = None,
+    max_rows: int | None = None,
+    base: str | None = None,
 ) -> dict[str, Any]:
     """Measure `source` on `data`, or on the validation rows of the run it came from."""
     import tempfile
@@ -25,14 +32,14 @@ def run(
     from mule.data.prepare import prepare
     from mule.evaluate.loss import held_out_loss
 
-    found = find_source(source)
+    found = find_source(source, base=base)
     model, tokenizer = load_source(found)
     with tempfile.TemporaryDirectory() as scratch:
         if data is not None:
             shards = prepare(
                 data,
                 tokenizer,
-                max_seq_length=model.config.max_position_embeddings,
+                max_seq_length=min(model.config.max_position_embeddings, _MAX_ROW_TOKENS),
                 out_dir=scratch,
                 valid=True,
             )

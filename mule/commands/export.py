@@ -12,6 +12,7 @@ def run(
     types: list[str] | None = None,
     out: Path | None = None,
     name: str | None = None,
+    base: str | None = None,
 ) -> dict[str, Any]:
     """Write one GGUF file for each type; an adapter is merged first."""
     from mule import fsio, progress
@@ -24,7 +25,7 @@ def run(
     from mule.models.folder import read_config
     from mule.tokenizer import Tokenizer
 
-    found = find_source(source)
+    found = find_source(source, base=base)
     if found.gguf_file is not None:
         raise UserError(f"{source} is a GGUF file already", "export the run or folder it came from")
     assert found.model_dir is not None

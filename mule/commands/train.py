@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,9 @@ def run(
     from mule.train.loop import fit
 
     known = _known_run(recipe_file, name, root) if resume else None
-    if known is not None and recipe_file == known.folder / "recipe.yaml":
-        recipe_file = known.folder / "resolved.yaml"  # as it was run, with its overrides
+    resolved = known.folder / "resolved.yaml" if known else None
+    if known and resolved and recipe_file == known.folder / "recipe.yaml" and resolved.is_file():
+        recipe_file = resolved  # as it was run, with its overrides
     loaded = load_recipe(recipe_file, overrides)
     run_name = name or loaded.recipe.name or (recipe_file.stem if recipe_file else "run")
     if known is None and resume and (root / run_name / "recipe.yaml").is_file():
@@ -41,8 +43,10 @@ def run(
             _record(target, parts)
             summary = fit(target, parts)
         except MuleError as error:
-            if not isinstance(error, Interrupted):
-                target.log_event("failed", cause=error.message)
+            if known is None and target.attempt == 0:
+                target.discard()  # refused before the first update: the name stays free
+            elif not isinstance(error, Interrupted):
+                _record_failure(target, error)
             raise
         target.log_event("finished", step=summary["steps"], val_loss=summary["val_loss"])
         target.sync()
@@ -63,7 +67,7 @@ def _record(run: Run, parts: Parts) -> None:
     _refuse_changes(run, resolved.recipe)
     run.write_resolved(to_yaml(resolved.recipe, resolved.reasons))
     if not (run.folder / "probe.json").is_file():
-        sample = held_out_sample(resolved.recipe.data, resolved.recipe.train.seed)
+        sample = held_out_sample(resolved.recipe.data, resolved.recipe.train.seed, parts.tokenizer)
         fsio.write_json(run.folder / "probe.json", sample)
     _, identity = parts.base
     run.write_lineage(
@@ -79,6 +83,16 @@ def _record(run: Run, parts: Parts) -> None:
             "base": {"path": parts.recipe.model.path, "sha256": identity or None},
         }
     )
+
+
+def _record_failure(run: Run, error: MuleError) -> None:
+    """Log the cause, and say how to go on when the disk was the cause."""
+    from mule.errors import StorageError
+
+    if isinstance(error, StorageError):
+        error.hint += f"; go on with: mule train {run.folder}/recipe.yaml --resume"
+    with contextlib.suppress(StorageError):  # the disk may be full: the cause is on the screen
+        run.log_event("failed", cause=error.message)
 
 
 def _known_run(recipe_file: Path | None, name: str | None, root: Path) -> Run | None:

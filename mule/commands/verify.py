@@ -23,7 +23,11 @@ _PROSE = [
 
 
 def run(
-    gguf: Path, *, against: str | None = None, texts: list[Path] | None = None
+    gguf: Path,
+    *,
+    against: str | None = None,
+    texts: list[Path] | None = None,
+    base: str | None = None,
 ) -> dict[str, Any]:
     """Verify a GGUF file, or every one in an export folder; `ok` is False beyond a limit."""
     from mule import fsio
@@ -40,10 +44,19 @@ def run(
             f"{gguf}: nothing says which model it was written from",
             "name the model: mule verify FILE --against RUN_OR_FOLDER",
         )
-    source = find_source(against or fsio.read_json(record)["source"])
+    source = find_source(against or fsio.read_json(record)["source"], base=base)
     reference = TorchReference(*load_source(source))
-    held_out, prompts = _material(source, texts)
-    reports = [verify(file, reference, texts=held_out, prompts=prompts) for file in files]
+    probe = _probe(source, texts)
+    reports = [
+        verify(
+            file,
+            reference,
+            texts=probe["texts"][:_MAX_TEXTS],
+            prompts=probe["prompts"],
+            rendered=probe.get("rendered", False),
+        )
+        for file in files
+    ]
     rows = [report.as_dict() for report in reports]
     ok = all(report.ok for report in reports)
     result = {"ok": ok, "against": str(source.model_dir), "files": rows}
@@ -54,19 +67,16 @@ def run(
     return result
 
 
-def _material(
-    source: Source, texts: list[Path] | None
-) -> tuple[list[str], list[list[dict[str, str]]]]:
+def _probe(source: Source, texts: list[Path] | None) -> dict[str, Any]:
     """Texts and prompts to compare on: the user's, else the run's held-out rows, else prose."""
     from mule.commands.lineage import probe_of
     from mule.data.sources import Document, read
 
     probe = probe_of(source) or {"texts": _PROSE, "prompts": []}
     if texts is None:
-        return probe["texts"][:_MAX_TEXTS], probe["prompts"]
-    found = []
-    for item in read(texts, "auto"):
-        found.append(
-            item.text if isinstance(item, Document) else "\n".join(m.content for m in item.messages)
-        )
-    return found[:_MAX_TEXTS], probe["prompts"]
+        return probe
+    found = [
+        item.text if isinstance(item, Document) else "\n".join(m.content for m in item.messages)
+        for item in read(texts, "auto")
+    ]
+    return {"texts": found, "prompts": probe["prompts"]}

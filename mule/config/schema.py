@@ -34,7 +34,7 @@ class ModelSection(Section):
     )
     size: Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?[mb]$")] | None = knob(
         None,
-        "Named size of a new model, such as 25m: all parameters counted at a 32k vocabulary. "
+        "Named size of a new model, such as 25m; docs/sizes.md lists them. "
         "Dimensions given beside it replace its own.",
         form="a number followed by m or b, such as 25m",
     )

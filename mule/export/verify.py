@@ -152,12 +152,14 @@ def verify(
     *,
     texts: Sequence[str],
     prompts: Sequence[list[Message]] = (),
+    rendered: bool = False,
     limits: Limits | None = None,
     threads: int | None = None,
 ) -> VerifyReport:
     """Compare token ids, chat template, logits, perplexity, answers and stops with `reference`.
 
-    `texts` are ordinary prose for logits and perplexity; `prompts` are chats. Without prompts the
+    `texts` serve for logits and perplexity: prose, or chats already `rendered` with their special
+    tokens; `prompts` are chats. Without prompts the
     beginnings of the texts are continued instead. f32, f16 and bf16 files run with an exact cache,
     the others as a user would run them. Raises ModelError when the file cannot be run at all.
     """
@@ -171,7 +173,7 @@ def verify(
         )
     report = VerifyReport(str(gguf_file), kind, header.size_bytes, round(header.bits_per_weight, 3))
     tokenizer = reference.tokenizer
-    encoded = [tokenizer.encode(text) for text in texts]
+    encoded = [tokenizer.encode(text, special=rendered) for text in texts]
     starts = _starts(tokenizer, encoded, prompts)
     room = max([_WINDOW_TOKENS, *(len(ids) + _GREEDY_TOKENS for ids in starts)])
     with LlamaCpp(gguf_file, n_ctx=room, threads=threads, exact=kind in _EXACT) as model:

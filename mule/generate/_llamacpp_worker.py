@@ -12,7 +12,6 @@ import http.client
 import importlib
 import json
 import os
-import shutil
 import socket
 import sys
 import tempfile
@@ -171,8 +170,8 @@ class _TemplateServer:
     def __init__(self, path: str) -> None:
         xllamacpp: Any = importlib.import_module("xllamacpp")  # it carries no types
 
-        self.folder = tempfile.mkdtemp(prefix="mule-")  # mode 0700: no other user can connect
-        self.socket_file = os.path.join(self.folder, "llama.sock")
+        self.folder = tempfile.TemporaryDirectory(prefix="mule-")  # closed to other users
+        self.socket_file = os.path.join(self.folder.name, "llama.sock")
         params = xllamacpp.CommonParams()
         params.model.path = path
         params.hostnames = [self.socket_file]
@@ -197,7 +196,7 @@ class _TemplateServer:
 
     def close(self) -> None:
         del self.server
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.cleanup()
 
 
 def main() -> None:

@@ -6,11 +6,13 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
 
@@ -22,7 +24,8 @@ from mule.errors import ModelError
 from mule.generate.gguf_header import GgufHeader, read_header
 
 _STDERR_LINES = 6
-_UNUSED = 5  # llama_token_type
+_CONTROL, _UNUSED = 3, 5  # llama_token_type
+_MAX_DEFAULT_CONTEXT = 4096
 _SECONDS_TO_END = 5.0
 
 
@@ -147,6 +150,7 @@ class Runtime:
 class LlamaCpp(Runtime):
     """A GGUF file in llama.cpp: `with LlamaCpp(file) as model: model.logits(ids)`.
 
+    `n_ctx`: None takes the model's own context, up to 4096 tokens.
     `threads`: None takes the number that is fastest at this moment.
     `exact` keeps the cache in float32 with flash attention off: the gate of an f32 file.
     `reason` says why the last generation ended: stop (at `stop_id`), length or context.
@@ -158,7 +162,7 @@ class LlamaCpp(Runtime):
         self,
         gguf_path: Path | str,
         *,
-        n_ctx: int = 2048,
+        n_ctx: int | None = None,
         threads: int | None = None,
         exact: bool = False,
     ) -> None:
@@ -168,7 +172,7 @@ class LlamaCpp(Runtime):
             info, _ = self.request(
                 "load",
                 path=str(Path(gguf_path).resolve()),
-                n_ctx=n_ctx,
+                n_ctx=n_ctx or min(self._context_length(), _MAX_DEFAULT_CONTEXT),
                 threads=threads or 0,
                 exact=exact,
             )
@@ -244,6 +248,42 @@ class LlamaCpp(Runtime):
             "template", messages=list(messages), add_generation_prompt=add_generation_prompt
         )
         return answer["text"]
+
+    def encode_prompt(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """The ids a model is given to answer `messages`; control tokens typed in them stay text."""
+        pattern = self._control_pattern
+        typed = "".join(str(message["content"]) for message in messages)
+        if not pattern.search(typed):
+            text = self.apply_template(messages)
+            return self.tokenize_all([text], special=True, add_bos=True)[0]
+        mark = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in typed)
+
+        def broken(content: str) -> str:
+            return pattern.sub(lambda match: mark.join(match[0]), content)
+
+        text = self.apply_template([m | {"content": broken(m["content"])} for m in messages])
+        ids = self.tokenize_all([""], special=True, add_bos=True)[0]
+        end = 0
+        for match in (*pattern.finditer(text), None):  # llama.cpp itself cuts at control tokens
+            start = match.start() if match else len(text)
+            ids += self.tokenize(text[end:start].replace(mark, ""), special=False)
+            if match:
+                ids += self.tokenize(match[0], special=True)
+                end = match.end()
+        return ids
+
+    @cached_property
+    def _control_pattern(self) -> re.Pattern[str]:
+        tokens = self.header.metadata["tokenizer.ggml.tokens"]
+        kinds = self.header.metadata["tokenizer.ggml.token_type"]
+        texts = [text for text, kind in zip(tokens, kinds) if kind == _CONTROL]
+        texts.sort(key=lambda text: -len(text))
+        return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+
+    def _context_length(self) -> int:
+        metadata = self.header.metadata
+        length = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+        return length if isinstance(length, int) and length > 0 else _MAX_DEFAULT_CONTEXT
 
     def _require_room(self, ids: Sequence[int]) -> None:
         if not 0 < len(ids) <= self.n_ctx:

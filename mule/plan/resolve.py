@@ -106,7 +106,7 @@ def resolve(recipe: Recipe, config: ModelConfig, facts: Facts) -> Resolved:
     optim = _Filler(recipe, "optim")
     optim.fill(
         "warmup_steps",
-        min(max(1, round(0.05 * num_steps)), 500),
+        min(max(1, round(0.05 * num_steps)), 500, num_steps - 1),
         "5% of the run, at most 500 updates",
     )
     if optim["warmup_steps"] >= num_steps:

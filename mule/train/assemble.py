@@ -52,25 +52,15 @@ class Parts:
 
 def assemble(recipe: Recipe, run: Run) -> Parts:
     """Build every part of the run; nothing of it depends on whether the run is resumed."""
-    base_dir = _base_dir(recipe)
-    tokenizer = _tokenizer(recipe, run, base_dir)
+    base_dir = base_folder(recipe)
+    tokenizer = _kept_tokenizer(recipe, run, base_dir)
     train_shards, valid_shards = prepared_rows(recipe, tokenizer, run.folder.parent)
     config = read_config(base_dir) if base_dir else new_model_config(recipe, tokenizer.vocab_size)
     _check_fit(recipe, config, tokenizer)
-    facts = _facts(train_shards)
+    facts = _facts(train_shards, recipe.train.device)
     resolved = resolve(recipe, config, facts)
     settings = resolved.recipe
-    set_up_torch(int(settings.train.threads))
-    model = _model(settings, config, base_dir)
-    if settings.train.compile:
-        model.compile_regions()
-    optim = settings.optim
-    optimizer = AdamW(
-        model,
-        AdamWSettings(optim.weight_decay, optim.beta1, optim.beta2, optim.eps),
-        dtype=DTYPES[settings.train.precision],
-        compiled=bool(settings.train.compile),
-    )
+    model, optimizer = model_and_optimizer(settings, config, base_dir)
     micro_rows = int(settings.train.micro_batch_rows)
     return Parts(
         resolved=resolved,
@@ -88,7 +78,8 @@ def assemble(recipe: Recipe, run: Run) -> Parts:
     )
 
 
-def _base_dir(recipe: Recipe) -> Path | None:
+def base_folder(recipe: Recipe) -> Path | None:
+    """The folder of model.path; None for a new model. Raises ConfigError for an adapter there."""
     if recipe.model.path is None:
         if recipe.adapter.kind != "none":
             raise ConfigError(
@@ -105,27 +96,31 @@ def _base_dir(recipe: Recipe) -> Path | None:
     return source.model_dir
 
 
-def _tokenizer(recipe: Recipe, run: Run, base_dir: Path | None) -> Tokenizer:
+def _kept_tokenizer(recipe: Recipe, run: Run, base_dir: Path | None) -> Tokenizer:
     """The tokenizer of the run: kept in its folder, so that a resume finds the same one."""
     kept = run.folder / "tokenizer"
     if (kept / "tokenizer.json").is_file():
         return Tokenizer.load(kept)
+    tokenizer = find_tokenizer(recipe, base_dir)
+    with fsio.atomic_folder(kept) as folder:
+        tokenizer.save(folder)
+    return tokenizer
+
+
+def find_tokenizer(recipe: Recipe, base_dir: Path | None) -> Tokenizer:
+    """The tokenizer a recipe names, else the base model's, else one trained on data.train."""
     given = recipe.tokenizer.path or base_dir
     if given is not None:
-        tokenizer = Tokenizer.load(given)
-    elif recipe.tokenizer.vocab_size is None:
+        return Tokenizer.load(given)
+    if recipe.tokenizer.vocab_size is None:
         raise ConfigError(
             [
                 "a new model needs a tokenizer: neither tokenizer.path nor tokenizer.vocab_size is set"
             ],
             "set tokenizer.vocab_size (for example 16384) to train one on data.train",
         )
-    else:
-        texts = _texts(recipe)
-        tokenizer = Tokenizer.train(texts, recipe.tokenizer.vocab_size, num_texts=len(texts))
-    with fsio.atomic_folder(kept) as folder:
-        tokenizer.save(folder)
-    return tokenizer
+    texts = _texts(recipe)
+    return Tokenizer.train(texts, recipe.tokenizer.vocab_size, num_texts=len(texts))
 
 
 def _texts(recipe: Recipe) -> list[str]:
@@ -179,9 +174,14 @@ def _check_fit(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer) -> Non
         )
 
 
-def _facts(shards: Shards) -> Facts:
+def _facts(shards: Shards, device: str) -> Facts:
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if device == "auto":
+        device = "cuda" if cuda else "mps" if mps else "cpu"
     fast_bf16 = machine.has_fast_bf16()
-    peak = machine.matmul_peak("bf16" if fast_bf16 else "fp32", "cpu", machine.physical_cores())
+    dtype = "bf16" if fast_bf16 or device != "cpu" else "fp32"
+    present = {"cuda": cuda, "mps": mps}.get(device, True)  # an absent one is refused by resolve
+    peak = machine.matmul_peak(dtype, device if present else "cpu", machine.physical_cores())
     return Facts(
         num_rows=shards.num_rows,
         row_length=shards.row_length,
@@ -193,9 +193,27 @@ def _facts(shards: Shards) -> Facts:
         cpp_compiler=machine.has_cpp_compiler(),
         available_bytes=machine.available_bytes(),
         matmul_peak_flops=peak,
-        cuda=torch.cuda.is_available(),
-        mps=torch.backends.mps.is_available(),
+        cuda=cuda,
+        mps=mps,
     )
+
+
+def model_and_optimizer(
+    recipe: Recipe, config: ModelConfig, base_dir: Path | None
+) -> tuple[Decoder, AdamW]:
+    """What `train_step` works on, as the resolved recipe wants it; compiled when it says so."""
+    set_up_torch(int(recipe.train.threads))
+    model = _model(recipe, config, base_dir)
+    if recipe.train.compile:
+        model.compile_regions()
+    optim = recipe.optim
+    optimizer = AdamW(
+        model,
+        AdamWSettings(optim.weight_decay, optim.beta1, optim.beta2, optim.eps),
+        dtype=DTYPES[recipe.train.precision],
+        compiled=bool(recipe.train.compile),
+    )
+    return model, optimizer
 
 
 def _model(recipe: Recipe, config: ModelConfig, base_dir: Path | None) -> Decoder:

@@ -48,7 +48,9 @@ def fit(run: Run, parts: Parts) -> dict[str, Any]:
             if last or done % int(parts.recipe.evaluate.every_steps) == 0:
                 trainer.evaluate(done)
             trainer.log(done, result, bar)
-            if last or stop.signum or done % int(parts.recipe.checkpoint.every_steps) == 0:
+            due = done % int(parts.recipe.checkpoint.every_steps) == 0
+            # After a refused update there is nothing new, and the weights may be what is broken.
+            if last or stop.signum or (due and result is not None):
                 trainer.save(done)
             if stop.signum and not last:
                 _leave(run, stop, done, num_steps)

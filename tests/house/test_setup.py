@@ -59,7 +59,7 @@ def test_help_is_the_default_and_lists_every_target() -> None:
         ("test-all", '-n 2 -m "slow or not slow"'),
         ("check", "pyrefly check"),
         ("bench", ".venv/bin/mule bench all"),
-        ("docs", "-m mule.config.docs"),
+        ("docs", "-m mule.commands.docs"),
         ("clean", "rm -rf .venv"),
     ],
 )

@@ -98,6 +98,9 @@ def test_bos_stands_once_before_a_chat_or_not_at_all(tmp_path: Path, in_template
         assert runtime.add_bos is in_template
         chat = runtime.apply_template(PROMPTS[0])
         ids = runtime.tokenize_all([chat], special=True, add_bos=True)[0]
+        typed = [{"role": "user", "content": "<|im_start|>x"}]
+        assert runtime.encode_prompt(typed) == ours.encode_prompt(typed)
+        assert runtime.encode_prompt(PROMPTS[0]) == ids
     assert ids == ours.encode_prompt(PROMPTS[0])
     assert ids.count(ours.bos_id) == int(in_template)
 

@@ -42,7 +42,7 @@ def reference_model(family: str, changes: dict) -> transformers.PreTrainedModel:
         **SHAPE, **changes, rope_parameters={"rope_type": "default", "rope_theta": 777.0}
     )
     model = model_class(config).eval()
-    for name, parameter in model.named_parameters():  # norms of 1 would hide a swapped norm
+    for parameter in model.parameters():  # norms of 1 would hide a swapped norm
         if parameter.dim() == 1:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     return model

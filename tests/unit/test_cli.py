@@ -17,6 +17,7 @@ import mule
 from mule.cli import main as cli
 from mule.cli.perform import split_words
 from mule.errors import CheckFailed, DataError, Interrupted, UserError
+from tests.unit.test_cli_tables import FILE
 
 Mule = Callable[..., tuple[int, str, str]]
 HEAVY = ("torch", "transformers", "pydantic", "numpy", "rich", "ruamel.yaml")
@@ -187,11 +188,12 @@ def test_a_file_with_an_equals_sign_is_a_recipe(
 
 
 def test_a_failed_check_shows_its_table_and_exits_with_1(mule_cli: Mule, fake: Any) -> None:
-    files = [{"file": "m-Q4.gguf", "kl_mean": 0.25, "ok": False}]
-    fake("verify", "run", lambda *_args, **_options: {"ok": False, "files": files})
+    files = [FILE | {"file": "m-Q4.gguf", "kl_mean": 0.25, "ok": False}]
+    result = {"ok": False, "against": "m", "files": files}
+    fake("verify", "run", lambda *_args, **_options: result)
     code, out, _ = mule_cli("verify", "m-Q4.gguf")
     assert code == 1
-    assert "m-Q4.gguf" in out and "0.25" in out
+    assert "m-Q4.gguf" in out and "2.5e-01" in out and "FAILED" in out
 
 
 def test_export_types_are_a_list_of_lower_case_words(mule_cli: Mule, fake: Any) -> None:
@@ -200,8 +202,8 @@ def test_export_types_are_a_list_of_lower_case_words(mule_cli: Mule, fake: Any) 
     mule_cli("export", "m", "--types", "F16, q8_0")
     mule_cli("export", "m")
     assert calls == [
-        (("m",), {"types": ["f16", "q8_0"], "out": None}),
-        (("m",), {"types": None, "out": None}),
+        (("m",), {"types": ["f16", "q8_0"], "out": None, "base": None}),
+        (("m",), {"types": None, "out": None, "base": None}),
     ]
 
 

@@ -1,0 +1,90 @@
+"""The tables of the verbs whose results are more than a list of figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mule.cli import render
+from mule.cli.figures import in_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def show_demo(console: Console, result: dict[str, Any]) -> None:
+    """What each stage gained, then France at every stage."""
+    columns = ["stage", "seen wordings", "unseen", "in persona", "size", "perplexity", "seconds"]
+    rows = [
+        [
+            stage["stage"],
+            _share(stage["exact_match"]),
+            _share(stage["exact_match_unseen"]),
+            _share(stage["persona"]),
+            in_bytes(stage["size_bytes"]) if "size_bytes" in stage else "",
+            f"{stage['ppl']:.3f} (model {stage['ppl_reference']:.3f})" if "ppl" in stage else "",
+            f"{stage['seconds']:.0f}",
+        ]
+        for stage in result["stages"]
+    ]
+    render.print_table(console, "Capitals answered right, stage by stage", columns, rows)
+    render.print_line(console, "\nWhat is the capital of France?")
+    for stage in result["stages"]:
+        render.print_line(console, f"  {stage['stage']:<12}  {stage['france']}")
+    for stage in result["stages"]:
+        if "different_answers" in stage:
+            render.print_line(console, f"\n{stage['stage']}: {_agreement(stage)}")
+    render.print_line(console, f"\nfile  {result['file']}")
+
+
+def _agreement(stage: dict[str, Any]) -> str:
+    count = stage["different_answers"]
+    if not count:
+        return "every answer is the adapter's, token for token"
+    return (
+        f"{count} answers differ from the adapter's, where its two best logits are at most "
+        f"{stage['widest_margin']:.1e} apart"
+    )
+
+
+def show_verify(console: Console, result: dict[str, Any]) -> None:
+    """A row for each file, then what is beyond its limit."""
+    columns = [
+        *("file", "size", "same ids", "KL mean", "KL p99", "top-1"),
+        *("ppl model", "ppl file", "same answers", "stops", "verdict"),
+    ]
+    rows = [
+        [
+            file["file"].rsplit("/", 1)[-1],
+            in_bytes(file["size_bytes"]),
+            _word(file["tokens_equal"]),
+            _small(file["kl_mean"]),
+            _small(file["kl_p99"]),
+            _share(file["top1"], digits=2),
+            _figure(file["ppl_reference"]),
+            _figure(file["ppl"]),
+            f"{file['num_greedy_equal']}/{file['num_prompts']}",
+            _word(file["stops"]),
+            "ok" if file["ok"] else "FAILED",
+        ]
+        for file in result["files"]
+    ]
+    render.print_table(console, f"In llama.cpp, beside {result['against']}", columns, rows)
+    for file in result["files"]:
+        for line in [*file["failures"], *file["notes"]]:
+            render.print_line(console, f"{file['file']}: {line}")
+
+
+def _share(value: float | None, digits: int = 0) -> str:
+    return "" if value is None else f"{value:.{digits}%}"
+
+
+def _small(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _word(value: bool | None) -> str:
+    return "yes" if value else "NO"

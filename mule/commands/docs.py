@@ -1,0 +1,163 @@
+"""The generated pages of docs/: `python -m mule.commands.docs` (make docs) writes all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mule import fsio
+from mule.config import docs as settings
+from mule.config.schema import ModelSection, Recipe
+from mule.errors import UserError
+from mule.models import cost
+from mule.models.config import SIZES, ModelConfig
+from mule.plan.resolve import new_model_config
+
+SIZES_PAGE, PERFORMANCE_PAGE = "sizes.md", "performance.md"
+RESULTS = settings.DOCS.parent / "bench" / "results"
+_SMALL, _LARGE, _ROW_LENGTH = 4_096, 32_768, 1024
+_BEGIN, _END = "<!-- generated: begin -->", "<!-- generated: end -->"
+
+_SIZES_TEXT = f"""\
+# Named sizes
+
+<!-- Generated from mule/models/config.py by `make docs`; edit that file. -->
+
+`model.size: 25m` in a recipe gives a new model its shape. Dimensions given beside it replace its
+own, so `model.num_layers: 8` makes a shallower one. Figures are for the default family (`qwen3`,
+with the head tied to the embedding).
+
+- The embedding is a large part of a small model, so its vocabulary matters: all parameters are
+  given at a vocabulary of {_SMALL:,} and of {_LARGE:,} tokens. From 25m up the name counts them
+  at {_LARGE:,}, below at {_SMALL:,}. *Body* is everything but the embedding.
+- *FLOPs a token* is the useful work of training on one token (forward and backward) at a
+  vocabulary of {_LARGE:,} in rows of {_ROW_LENGTH:,} tokens: 6 for each parameter of a matrix
+  product (the head counts), and 6 x layers x row length x heads x head width for causal attention.
+- *KV cache* is the memory one token of context takes when the model is used, in 16 bits.
+
+"""
+_SIZES_COLUMNS = (
+    *("size", "made for", "layers", "width", "heads / KV heads", "feed-forward", "body"),
+    *(f"all, at {_SMALL:,}", f"all, at {_LARGE:,}", "FLOPs a token", "KV cache a token"),
+)
+
+_PERFORMANCE_TEXT = """\
+## Training speed
+
+`mule bench train` (or `make bench`) measures whole updates of the size `25m` on random tokens: a
+vocabulary of 32,768, rows of 1,024 tokens, about 8,192 tokens an update, in the precision and the
+micro-batch that `mule train` would choose on the machine, compiled. An update is all that a run
+does between two rows of its log: making the batch, forward, backward, gradient norm, clipping and
+AdamW with fp32 master weights. Other settings are given as for `mule train`:
+`mule bench train model.size=10m train.compile=false`.
+
+- At least 5 updates warm up, more until three in a row differ by at most 5%. Then at least 10
+  updates, and at least 20 seconds of them, are timed together.
+- **Useful FLOPs** a token = 6 x (parameters of matrix products, the head counted) + 6 x layers x
+  row length x heads x head width. The last term is causal attention, half of the full square. What
+  is computed twice or thrown away does not count.
+- **Peak** is the best rate of a square matrix product of 1024, 2048 or 4096 in the same precision
+  with the same threads. It is measured before and after the updates, and the larger figure counts,
+  as does a larger one measured on this machine earlier: other work can only lower it.
+- **Share of peak** = tokens a second x useful FLOPs a token / peak.
+- Memory is the most the whole process held.
+
+"""
+_TRAIN_COLUMNS = (
+    *("model", "machine", "arithmetic", "measured", "threads", "tokens/s", "useful GFLOP/s"),
+    *("peak GFLOP/s", "share of peak", "memory"),
+)
+_NOTHING_YET = "Nothing is recorded yet: `make bench`, then `make docs`.\n"
+
+
+def sizes_markdown() -> str:
+    """docs/sizes.md: one row for each named size."""
+    return _SIZES_TEXT + _table(_SIZES_COLUMNS, [_size_row(name) for name in SIZES], num_words=2)
+
+
+def performance_markdown(results: Path = RESULTS) -> str:
+    """The generated part of docs/performance.md: the method, and a row for each result kept."""
+    found = [fsio.read_json(file) for file in sorted(results.glob("train*.json"))]
+    if not found:
+        return _PERFORMANCE_TEXT + _NOTHING_YET
+    rows = [_bench_row(result) for result in found]
+    return _PERFORMANCE_TEXT + _table(_TRAIN_COLUMNS, rows, num_words=4)
+
+
+def with_generated(page: str, generated: str) -> str:
+    """`page` with the text between its two marks replaced; UserError when it has none."""
+    before, begin, rest = page.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise UserError(
+            f"docs/{PERFORMANCE_PAGE} has lost the marks of its generated part",
+            f"put {_BEGIN} and {_END} back, each on its own line",
+        )
+    return f"{before}{_BEGIN}\n\n{generated}\n{_END}{after}"
+
+
+def write(folder: Path = settings.DOCS, results: Path = RESULTS) -> None:
+    """Write every generated page."""
+    settings.write(folder)
+    fsio.write_text(folder / SIZES_PAGE, sizes_markdown())
+    page = folder / PERFORMANCE_PAGE
+    text = page.read_text(encoding="utf-8")
+    fsio.write_text(page, with_generated(text, performance_markdown(results)))
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _table(columns: Sequence[str], rows: list[tuple[Any, ...]], *, num_words: int) -> str:
+    """A Markdown table; after the first `num_words` columns come numbers, set to the right."""
+    rule = ["---" if place < num_words else "--:" for place in range(len(columns))]
+    lines = (columns, rule, *rows)
+    return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
+
+
+def _size_row(name: str) -> tuple[Any, ...]:
+    small, large = _config(name, _SMALL), _config(name, _LARGE)
+    return (
+        f"`{name}`",
+        SIZES[name].purpose,
+        large.num_layers,
+        f"{large.hidden_size:,}",
+        f"{large.num_heads} / {large.num_kv_heads}",
+        f"{large.intermediate_size:,}",
+        _millions(cost.total_params(large) - cost.embedding_params(large)),
+        _millions(cost.total_params(small)),
+        _millions(cost.total_params(large)),
+        f"{cost.train_flops_per_token(large, _ROW_LENGTH) / 1e6:,.0f} M",
+        f"{cost.kv_bytes_per_token(large) / 1024:g} KiB",
+    )
+
+
+def _config(name: str, vocab_size: int) -> ModelConfig:
+    return new_model_config(Recipe(model=ModelSection(size=name)), vocab_size)
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.1f} M"
+
+
+def _bench_row(result: dict[str, Any]) -> tuple[Any, ...]:
+    used, machine = result["settings"], result["machine"]
+    compiled = "compiled" if used["compile"] else "not compiled"
+    peak = max(result["peak_flops_before"], result["peak_flops_after"])
+    return (
+        result["model"]["name"],
+        machine["gpu"] or machine["cpu"],
+        f"{used['precision']}, {compiled}",
+        f"{result['date']}, torch {result['torch']}: `{result['command']}`",
+        used["threads"],
+        f"{result['tokens_per_second']:,.0f}",
+        f"{result['flops_per_second'] / 1e9:,.0f}",
+        f"{peak / 1e9:,.0f}",
+        f"**{result['share_of_peak']:.1%}**",
+        f"{result['peak_memory_bytes'] / 2**30:.2f} GiB",
+    )
+
+
+if __name__ == "__main__":
+    write()

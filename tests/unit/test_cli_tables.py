@@ -1,0 +1,85 @@
+"""The tables of the demo and of verify, read as a user would."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from mule.cli import tables
+
+STAGES = [
+    {"stage": "pretrain", "exact_match": 0.5, "exact_match_unseen": 0.25, "persona": None},
+    {
+        "stage": "gguf-f16",
+        "exact_match": 0.97,
+        "exact_match_unseen": 0.9,
+        "persona": 1.0,
+        "size_bytes": 3 * 2**20,
+        "ppl": 2.25,
+        "ppl_reference": 2.2,
+        "different_answers": 2,
+        "widest_margin": 0.00123,
+    },
+    {
+        "stage": "merged",
+        "exact_match": 0.97,
+        "exact_match_unseen": 0.9,
+        "persona": 1.0,
+        "different_answers": 0,
+        "widest_margin": 0.0,
+    },
+]
+FILE = {
+    "file": "exports/a/a-Q8_0.gguf",
+    "size_bytes": 2**20,
+    "tokens_equal": True,
+    "ok": True,
+    "kl_mean": 2.1e-5,
+    "kl_p99": None,
+    "top1": 0.9932,
+    "ppl_reference": 2.2,
+    "ppl": 2.25,
+    "num_greedy_equal": 4,
+    "num_prompts": 5,
+    "stops": True,
+    "failures": [],
+    "notes": [],
+}
+
+
+@pytest.fixture
+def screen() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def shown(screen: Console) -> str:
+    assert isinstance(screen.file, io.StringIO)
+    return screen.file.getvalue()
+
+
+def test_demo_shows_each_stage_france_and_the_agreement(screen: Console) -> None:
+    stages = [{"seconds": 7.4, "france": f"Paris, says {s['stage']}."} | s for s in STAGES]
+    tables.show_demo(screen, {"stages": stages, "file": "demo/exports/a.gguf"})
+    text = shown(screen)
+    assert "pretrain      Paris, says pretrain." in text
+    row = next(line for line in text.splitlines() if line.startswith("gguf-f16 "))
+    assert row.split() == [
+        *("gguf-f16", "97%", "90%", "100%", "3", "MiB", "2.250", "(model", "2.200)", "7")
+    ]
+    assert "gguf-f16: 2 answers differ from the adapter's, where its two best logits" in text
+    assert "at most 1.2e-03 apart" in text
+    assert "merged: every answer is the adapter's, token for token" in text
+    assert "demo/exports/a.gguf" in text
+
+
+def test_verify_shows_figures_and_what_failed(screen: Console) -> None:
+    bad = FILE | {"ok": False, "stops": False, "failures": ["stops: eos is missing"]}
+    tables.show_verify(screen, {"against": "exports/a/merged", "files": [FILE, bad]})
+    text = shown(screen)
+    assert "In llama.cpp, beside exports/a/merged" in text
+    good, failed = (line for line in text.splitlines() if line.startswith("a-Q8_0.gguf"))
+    assert "2.1e-05" in good and "99.32%" in good and "4/5" in good and good.rstrip().endswith("ok")
+    assert failed.rstrip().endswith("FAILED")
+    assert "exports/a/a-Q8_0.gguf: stops: eos is missing" in text
