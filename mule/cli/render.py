@@ -219,14 +219,15 @@ class PlainSink:
 class _PlainTask:
     def __init__(self, description: str, total: float | None, unit: str) -> None:
         self.description, self._total, self._unit = description, total, unit
-        self.started_at = self._said_at = time.monotonic()
+        self.started_at = self._said_at = self._first_at = time.monotonic()
         self.figures = ""
         self._done = self._first = 0.0
 
     def advance(self, amount: float, fields: dict[str, Any], now: float) -> str | None:
         """Count; the line to print when the last one is old enough."""
         if not self._done:
-            self._first = amount  # a resumed run starts in the middle: no rate from it
+            # A resumed run starts in the middle and the first update compiles: no rate from it.
+            self._first, self._first_at = amount, now
         self._done += amount
         if fields:
             self.figures = figures_line(fields)
@@ -246,7 +247,7 @@ class _PlainTask:
         done = self._done - self._first
         if not self._total or done <= 0:
             return ""
-        left = (now - self.started_at) / done * max(0.0, self._total - self._done)
+        left = (now - self._first_at) / done * max(0.0, self._total - self._done)
         return f"{duration(left)} left"
 
 

@@ -58,8 +58,8 @@ AdamW with fp32 master weights. Other settings are given as for `mule train`:
   row length x heads x head width. The last term is causal attention, half of the full square. What
   is computed twice or thrown away does not count.
 - **Peak** is the best rate of a square matrix product of 1024, 2048 or 4096 in the same precision
-  with the same threads. It is measured before and after the updates, and the larger figure counts,
-  as does a larger one measured on this machine earlier: other work can only lower it.
+  with the same threads, measured in the same run, before and after the updates; the larger figure
+  counts, since other work can only lower it.
 - **Share of peak** = tokens a second x useful FLOPs a token / peak.
 - Memory is the most the whole process held.
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mule import progress
 from mule.errors import UserError
 
 if TYPE_CHECKING:
     from mule.adapters.source import Source
+    from mule.batch import Batch
     from mule.data.shards import Shards
     from mule.tokenizer import Tokenizer
 
@@ -47,7 +50,8 @@ def run(
             shards = _run_rows(found, tokenizer)
         rows = min(max_rows or shards.num_rows, shards.num_rows)
         valid = ValidSet(shards, 4, rows)
-        found_loss = held_out_loss(model, valid)
+        with progress.task("Evaluating", total=rows, unit="rows") as bar:
+            found_loss = held_out_loss(model, _counted(valid, bar))
         num_bytes = sum(
             len(tokenizer.decode(batch.targets[batch.targets >= 0].tolist()).encode())
             for batch in valid
@@ -61,6 +65,12 @@ def run(
         "num_targets": found_loss.num_targets,
         "rows": rows,
     }
+
+
+def _counted(batches: Iterable[Batch], bar: progress.Task) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        bar.advance(len(batch.input_ids))
 
 
 def _run_rows(source: Source, tokenizer: Tokenizer) -> Shards:

@@ -42,7 +42,7 @@ def run(
     for type_name in types or _recipe_types(lineage):
         file = folder / f"{name}-{type_name.upper()}.gguf"
         report = write_gguf(model_dir, file, type_name, metadata={"name": name})
-        files.append(report.as_dict())
+        files.append(report.as_dict() | {"sha256": fsio.sha256_file(file)})
     tokenizer, config = Tokenizer.load(model_dir), read_config(model_dir)
     modelfile = write_modelfile(
         folder,

@@ -69,7 +69,13 @@ def _record(run: Run, parts: Parts) -> None:
     if not (run.folder / "probe.json").is_file():
         sample = held_out_sample(resolved.recipe.data, resolved.recipe.train.seed, parts.tokenizer)
         fsio.write_json(run.folder / "probe.json", sample)
-    _, identity = parts.base
+    base_dir, identity = parts.base
+    manifest = base_dir / fsio.MANIFEST  # of a checkpoint: chains this run to the one before
+    base = {
+        "path": parts.recipe.model.path,
+        "sha256": identity or None,
+        "manifest_sha256": fsio.sha256_file(manifest) if manifest.is_file() else None,
+    }
     run.write_lineage(
         {
             "mule": mule.__version__,
@@ -80,7 +86,7 @@ def _record(run: Run, parts: Parts) -> None:
             "sources": parts.train.shards.index["sources"],
             "kind": parts.train.shards.kind,
             "tokenizer": parts.tokenizer.fingerprint(),
-            "base": {"path": parts.recipe.model.path, "sha256": identity or None},
+            "base": base,
         }
     )
 

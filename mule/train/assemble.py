@@ -234,6 +234,6 @@ def _model(recipe: Recipe, config: ModelConfig, base_dir: Path | None) -> Decode
 
 
 def _base(recipe: Recipe, base_dir: Path | None) -> tuple[Path, dict[str, str | None]]:
-    if recipe.adapter.kind == "none" or base_dir is None:
+    if base_dir is None:
         return Path(), {}
-    return base_dir, base_identity(base_dir)
+    return base_dir, base_identity(base_dir) if recipe.adapter.kind == "lora" else {}

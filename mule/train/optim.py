@@ -89,6 +89,7 @@ class AdamW:
     ) -> None:
         self.settings = settings
         self.num_updates = 0
+        self._summed = False  # whether this update's gradients are in the sums
         trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         decayed = [(n, p) for n, p in trained if p.dim() >= 2 and "embed_tokens" not in n]
         kept = [(n, p) for n, p in trained if not (p.dim() >= 2 and "embed_tokens" not in n)]
@@ -103,6 +104,7 @@ class AdamW:
                 group.grad_sum = torch.zeros_like(group.grad, dtype=torch.float32)
             group.grad_sum.add_(group.grad)
             group.grad.zero_()
+        self._summed = True
 
     def grad_norm(self) -> torch.Tensor:
         """Euclidean norm of all gradients, fp32 scalar."""
@@ -139,6 +141,7 @@ class AdamW:
             group.grad.zero_()
             if group.grad_sum is not None:
                 group.grad_sum.zero_()
+        self._summed = False
 
     def master_weights(self) -> dict[str, torch.Tensor]:
         """fp32 masters of the trained parameters, by name."""
@@ -172,4 +175,6 @@ class AdamW:
                 yield group, name
 
     def _gradient(self, group: _Group) -> torch.Tensor:
-        return group.grad if group.grad_sum is None else group.grad_sum
+        if self._summed and group.grad_sum is not None:
+            return group.grad_sum
+        return group.grad

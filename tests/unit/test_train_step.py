@@ -38,6 +38,20 @@ def test_cutting_an_update_changes_nothing_beyond_rounding() -> None:
             torch.testing.assert_close(tensor, weights[0][name], atol=2e-5, rtol=0)
 
 
+def test_whole_and_cut_updates_may_alternate() -> None:
+    batch = random_batch(4, 13)
+    halves = [part(batch, slice(0, 2)), part(batch, slice(2, 4))]
+    states = []
+    for order in ([halves, [batch], halves], [[batch], [batch], [batch]]):
+        model = tiny_model()
+        optimizer = AdamW(model, AdamWSettings())
+        for batches in order:
+            train_step(model, optimizer, batches, lr=1e-3, max_grad_norm=1.0)
+        states.append(snapshot(model))
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][name], atol=5e-5, rtol=0)
+
+
 def test_step_equals_torch_adamw_with_decay_on_matrices_only() -> None:
     ours, reference = tiny_model(), tiny_model()
     optimizer = AdamW(ours, AdamWSettings(weight_decay=0.3))
