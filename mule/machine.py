@@ -181,7 +181,7 @@ def _waiter(device: torch.device) -> Callable[[], None]:
 def describe() -> dict[str, Any]:
     """The machine in a few figures, for reports."""
     return {
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_model(),
         "cores": physical_cores(),
         "cpu_flags": sorted(cpu_flags()),

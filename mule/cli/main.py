@@ -299,13 +299,16 @@ def chat(
     *,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     prompt: Annotated[str | None, typer.Option(help="One question, then leave.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="0 is greedy; 0.7 if not given.")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(min=0, help="Of so many best tokens.")] = None,
     top_p: Annotated[
         float | None, typer.Option(min=0, max=1, help="Of the best that make up this share.")
     ] = None,
     min_p: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Of those this likely beside the best.")
+        float | None,
+        typer.Option(min=0, max=1, help="Of those this likely beside the best; 0.05 if not given."),
     ] = None,
     repeat_penalty: Annotated[
         float | None, typer.Option(min=0, help="Above 1, repeating becomes less likely.")

@@ -23,6 +23,8 @@ _HELP = """\
 /set NAME VALUE   temperature, top_k, top_p, min_p, repeat_penalty, seed or max_tokens
 /quit             leave (also Ctrl-D); Ctrl-C stops a reply"""
 
+_DEFAULTS = {"temperature": 0.7, "min_p": 0.05}  # lively, and nothing that is very unlikely
+
 
 def run(source: str, prompt: str | None, given: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
     """One answer when there is a prompt, else a conversation; `given` are the options set."""
@@ -117,5 +119,6 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     from mule.generate.sampler import Sampling
 
     names = {field.name for field in dataclasses.fields(Sampling)}
-    sampling = Sampling(**{name: value for name, value in given.items() if name in names})
+    chosen = _DEFAULTS | {name: value for name, value in given.items() if name in names}
+    sampling = Sampling(**chosen)
     return {"sampling": sampling} | {k: v for k, v in given.items() if k not in names}

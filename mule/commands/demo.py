@@ -22,7 +22,7 @@ _COMPLETION_TOKENS = 8
 _BUDGET_S = 420.0  # of training at nominal length; a slower machine takes fewer steps
 _MIN_SCALE = 0.5
 _SHARE_OF_PEAK = 0.2  # what training a model this small reaches (docs/demo.md)
-_STEPS = {"pretrain": 450, "sft": 500, "lora": 160}
+_STEPS = {"pretrain": 400, "sft": 450, "lora": 160}
 _FAST_STEPS = {"pretrain": 12, "sft": 12, "lora": 60}
 _STEP_FLOPS = 8 * 256 * 6 * 4.5e6  # rows x tokens x 6 x matmul parameters of the demo's model
 

@@ -83,7 +83,9 @@ def ollama_commands(out_dir: Path | str, name: str) -> list[str]:
 
 def docker_commands(gguf_file: Path | str, name: str, *, num_ctx: int) -> list[str]:
     """The two commands for Docker Model Runner, which wants an absolute path."""
-    file = shlex.quote(str(Path(gguf_file).resolve()))
+    file = shlex.quote(str(gguf_file))
+    if not Path(gguf_file).is_absolute():
+        file = f'"$PWD"/{file}'
     return [
         f"docker model package --gguf {file} --context-size {num_ctx} {name}",
         f"docker model run {name}",

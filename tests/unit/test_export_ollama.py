@@ -66,3 +66,5 @@ def test_commands_quote_their_paths(tmp_path: Path) -> None:
         f"docker model package --gguf {tmp_path / 'm.gguf'} --context-size 64 me/mule:q4"
     )
     assert start == "docker model run me/mule:q4"
+    package, _ = docker_commands("my models/m.gguf", "m", num_ctx=64)  # no folder of the user's
+    assert package.startswith("""docker model package --gguf "$PWD"/'my models/m.gguf' """)
