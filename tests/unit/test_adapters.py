@@ -113,7 +113,9 @@ def test_the_adapter_of_another_base_is_refused(base: Path, tmp_path: Path) -> N
     assert caught.value.hint == f"give the original base: --base {base}"
     (other / "tokenizer.json").write_text("{}")
     (other / "chat_template.jinja").write_text("new")
-    with pytest.raises(ModelError, match=r"in weights, tokenizer, chat template\nhint: give the original"):
+    with pytest.raises(
+        ModelError, match=r"in weights, tokenizer, chat template\nhint: give the original"
+    ):
         check_base(folder, other)
 
 
