@@ -16,6 +16,7 @@ from mule.errors import CheckFailed, ModelError
 from mule.models.decoder import Decoder
 from mule.models.folder import load_model, model_state, save_model
 from mule.tokenizer import Tokenizer
+from mule.train.checkpoint import token_ids
 
 # fp32 arithmetic in another order; measured 2e-6 to 3e-5 on models of 2M to 10M (docs/log.md).
 MAX_LOGIT_DIFFERENCE = 1e-3
@@ -100,12 +101,7 @@ def _check(report: MergeReport, merged_logits: torch.Tensor) -> None:
 
 
 def _save(model: Decoder, tokenizer: Tokenizer, out: Path, lineage: dict[str, Any]) -> None:
-    ids = {
-        "eos_token_id": list(tokenizer.stop_ids),
-        "bos_token_id": tokenizer.bos_id,
-        "pad_token_id": tokenizer.pad_id,
-    }
     with fsio.atomic_folder(out) as folder:
-        save_model(model_state(model), model.config, folder, extra=ids)
+        save_model(model_state(model), model.config, folder, extra=token_ids(tokenizer))
         tokenizer.save(folder)
         fsio.write_json(folder / "lineage.json", lineage)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mule.batch import IGNORE
 
-CHUNK_TOKENS = 512  # measured fastest among 64..1024 on two cores (docs/log.md)
+CHUNK_TOKENS = 512  # between the slower 64 and 1,024 of a first trial (docs/log.md)
 
 # Trained rows are filled up to a multiple of this: every update would bring new shapes otherwise,
 # which fragments memory (0.4 GB to 1.2 GB in 400 updates) and makes compiled code start over.

@@ -14,8 +14,8 @@ from mule.errors import ConfigError
 from mule.models import cost
 from mule.models.config import ModelConfig, named_size
 
-_CPU_MICRO_TOKENS = 8192  # beyond this the blocks are compute-bound (docs/log.md)
-_GPU_MICRO_TOKENS = 65536
+_CPU_MICRO_TOKENS = 8192  # enough rows for full-speed matmuls; not tuned yet
+_GPU_MICRO_TOKENS = 65536  # a guess: no GPU has been measured
 _COMPILE_SECONDS = 30.0  # first step of a compiled run with a cold cache, two cores (docs/log.md)
 _COMPILE_GAIN = 0.35  # share of the eager time that compiling saves (docs/log.md)
 _EAGER_SHARE_OF_PEAK = 0.25  # cautious: a wrong "yes" costs more than a wrong "no"
