@@ -23,7 +23,10 @@ _HELP = """\
 /set NAME VALUE   temperature, top_k, top_p, min_p, repeat_penalty, seed or max_tokens
 /quit             leave (also Ctrl-D); Ctrl-C stops a reply"""
 
-_DEFAULTS = {"temperature": 0.7, "min_p": 0.05}  # lively, and nothing that is very unlikely
+_DEFAULTS: dict[str, Any] = {
+    "temperature": 0.7,
+    "min_p": 0.05,
+}  # lively, and nothing that is very unlikely
 
 
 def run(source: str, prompt: str | None, given: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
