@@ -252,7 +252,7 @@ def export(
 
         return command.run(source, types=chosen, out=out, base=base)
 
-    perform(work, as_json=as_json)
+    perform(work, as_json=as_json, show=tabled("show_export"))
 
 
 @app.command()

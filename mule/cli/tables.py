@@ -46,6 +46,27 @@ def _agreement(stage: dict[str, Any]) -> str:
     )
 
 
+def show_export(console: Console, result: dict[str, Any]) -> None:
+    """A row for each file, what had to be done otherwise, and the commands for other programs."""
+    columns = ["file", "size", "bits a weight", "tokenizer", "seconds"]
+    rows = [
+        [
+            file["file"],
+            in_bytes(file["size_bytes"]),
+            f"{file['bits_per_weight']:.2f}",
+            file["pre_tokenizer"],
+            f"{file['seconds']:.1f}",
+        ]
+        for file in result["files"]
+    ]
+    render.print_table(console, f"Written to {result['folder']}", columns, rows)
+    for file in result["files"]:
+        for line in [*file["fallbacks"], *file["notes"]]:
+            render.print_line(console, f"{file['file']}: {line}")
+    for line in [*result["ollama"], *result["docker"]]:
+        render.print_line(console, f"  {line}")
+
+
 def show_verify(console: Console, result: dict[str, Any]) -> None:
     """A row for each file, then what is beyond its limit."""
     columns = [

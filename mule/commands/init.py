@@ -71,11 +71,11 @@ adapter:
     alpha: 16
 
 train:
-  epochs: 10 # passes over the data; few examples need many, thousands need 1 to 3
+  epochs: 40 # passes over the data: a dozen chats are learned by heart, thousands need 1 to 3
   step_examples: 4 # chats in one update
 
 optim:
-  learning_rate: 1e-3 # 1e-3 for models of a few million weights, 2e-4 from a billion on
+  learning_rate: 5e-3 # for the demo's model of 4M weights; 2e-4 from a billion on
 
 evaluate:
   prompts: ["How do I fix a flat tyre?"] # answered along the way, to see the model learn

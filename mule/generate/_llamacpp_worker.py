@@ -195,7 +195,7 @@ class _TemplateServer:
         return answer["prompt"]
 
     def close(self) -> None:
-        del self.server
+        """Remove the socket; the server itself ends with the process."""
         self.folder.cleanup()
 
 
@@ -218,6 +218,8 @@ def main() -> None:
     finally:
         if worker.server is not None:
             worker.server.close()
+    # Nothing is left to save, and stopping the server's threads was seen to hang, rarely.
+    os._exit(0)
 
 
 if __name__ == "__main__":

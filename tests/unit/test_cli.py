@@ -198,7 +198,8 @@ def test_a_failed_check_shows_its_table_and_exits_with_1(mule_cli: Mule, fake: A
 
 def test_export_types_are_a_list_of_lower_case_words(mule_cli: Mule, fake: Any) -> None:
     calls = []
-    fake("export", "run", lambda *args, **options: calls.append((args, options)) or {})
+    result = {"folder": "exports/m", "files": [], "ollama": [], "docker": []}
+    fake("export", "run", lambda *args, **options: calls.append((args, options)) or result)
     mule_cli("export", "m", "--types", "F16, q8_0")
     mule_cli("export", "m")
     assert calls == [

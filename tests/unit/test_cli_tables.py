@@ -74,6 +74,17 @@ def test_demo_shows_each_stage_france_and_the_agreement(screen: Console) -> None
     assert "demo/exports/a.gguf" in text
 
 
+def test_export_shows_files_notes_and_the_next_programs(screen: Console) -> None:
+    file = {"file": "exports/a/a-F16.gguf", "size_bytes": 2**20, "bits_per_weight": 16.014}
+    file |= {"pre_tokenizer": "gpt-2", "seconds": 0.13, "fallbacks": ["blk.0: Q5_0"], "notes": []}
+    result = {"folder": "exports/a", "files": [file], "ollama": ["ollama run a"], "docker": []}
+    tables.show_export(screen, result)
+    text = shown(screen)
+    row = next(line for line in text.splitlines() if line.startswith("exports/a/a-F16.gguf  "))
+    assert row.split() == ["exports/a/a-F16.gguf", "1", "MiB", "16.01", "gpt-2", "0.1"]
+    assert "exports/a/a-F16.gguf: blk.0: Q5_0" in text and "  ollama run a" in text
+
+
 def test_verify_shows_figures_and_what_failed(screen: Console) -> None:
     bad = FILE | {"ok": False, "stops": False, "failures": ["stops: eos is missing"]}
     tables.show_verify(screen, {"against": "exports/a/merged", "files": [FILE, bad]})
