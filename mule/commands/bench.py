@@ -200,7 +200,6 @@ def _resolved(recipe: Recipe) -> Resolved:
     facts = Facts(
         num_rows=_MANY_ROWS,
         row_length=row_length,
-        chat=False,
         targets_per_row=row_length,
         examples_per_row=1,
         cpu_cores=machine.physical_cores(),

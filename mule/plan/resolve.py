@@ -27,7 +27,6 @@ class Facts:
 
     num_rows: int
     row_length: int
-    chat: bool
     targets_per_row: float
     examples_per_row: float
     cpu_cores: int

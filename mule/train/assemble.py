@@ -185,7 +185,6 @@ def _facts(shards: Shards, device: str) -> Facts:
     return Facts(
         num_rows=shards.num_rows,
         row_length=shards.row_length,
-        chat=shards.kind == "chat",
         targets_per_row=shards.num_targets / shards.num_rows,
         examples_per_row=shards.num_examples / shards.num_rows,
         cpu_cores=machine.physical_cores(),

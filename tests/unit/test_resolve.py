@@ -26,7 +26,6 @@ TINY = ModelConfig(
 FACTS = Facts(
     num_rows=1000,
     row_length=256,
-    chat=False,
     targets_per_row=200.0,
     examples_per_row=3.5,
     cpu_cores=6,
