@@ -45,12 +45,12 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A problem in a data file, named as `file:line: message`."""
+    """A problem in a data file, named as `file:line: message`; `what` is the message alone."""
 
     def __init__(self, file: str | Path, line: int | None, message: str, hint: str = "") -> None:
         place = f"{file}:{line}" if line is not None else str(file)
         super().__init__(f"{place}: {message}", hint)
-        self.file, self.line = str(file), line
+        self.file, self.line, self.what = str(file), line, message
 
 
 class ModelError(UserError):

@@ -9,9 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mule.data.sources.items import ROLES, Conversation, Document, Message
 from mule.errors import DataError
 
-ROLES = ("system", "user", "assistant")
+__all__ = [
+    "ROLES",
+    "Conversation",
+    "Document",
+    "Message",
+    "Row",
+    "read_rows",
+    "read_text",
+    "type_name",
+]
 _PARQUET_BATCH_ROWS = 1024
 _TYPE_NAMES = {
     type(None): "null",
@@ -21,34 +31,6 @@ _TYPE_NAMES = {
     list: "a list",
     dict: "an object",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A text to learn to continue."""
-
-    text: str
-    file: str
-    line: int
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """At most one system message first, then user and assistant in turn, with an answer."""
-
-    messages: tuple[Message, ...]
-    file: str
-    line: int
-
-    def as_dicts(self) -> list[dict[str, str]]:
-        """The messages as a chat template takes them."""
-        return [{"role": m.role, "content": m.content} for m in self.messages]
 
 
 @dataclass(frozen=True, slots=True)
