@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -16,10 +17,11 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from mule.errors import MuleError, StorageError
+from mule.errors import MuleError, StorageError, UserError
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".partial-"  # prefix of everything that is not yet committed
@@ -138,6 +140,64 @@ def remove_leftovers(parent: Path | str) -> None:
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+# ---------------------------------------------------------------- work that survives a kill
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Folders in the making, and `log`, a JSONL file for how far they are; kept until all is done."""
+
+    folders: list[Path]
+    log: Path
+
+
+@contextlib.contextmanager
+def resumable_folders(root: Path, *paths: Path) -> Iterator[Unfinished]:
+    """Folders that become `paths` (beside `root`) when the block ends well, with manifests.
+
+    `root` is where they lie until then, under a name that the next process finds again: what was
+    there is there again. It goes when the block raises a UserError about the input; any other
+    failure keeps it. Hold a lock on `root`: one process at a time.
+    """
+    work = Unfinished([root / path.name for path in paths], root / "progress.jsonl")
+    with _explain_storage(root):
+        for folder in work.folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield work
+            for folder in work.folders:
+                write_manifest(folder)
+                for file in sorted(folder.rglob("*")):
+                    _fsync(file)
+                _fsync(folder)
+            for folder, path in zip(work.folders, paths, strict=True):
+                _replace_folder(folder, path)
+        except UserError as error:
+            if not isinstance(error, StorageError):
+                shutil.rmtree(root, ignore_errors=True)
+            raise
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def partial_name(name: str) -> str:
+    """What uncommitted work for `name` is called."""
+    return f"{_TEMPORARY}{name}"
+
+
+@contextlib.contextmanager
+def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold `path` as a lock among processes; `on_wait` is called once if another one has it.
+
+    The file goes at the end; the system lets go of a lock when its process ends, however it ends.
+    """
+    descriptor = _take_lock(path, on_wait)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
 # ---------------------------------------------------------------- logs
 
 
@@ -226,6 +286,32 @@ def _replace_folder(temporary: Path, path: Path) -> None:
     os.rename(temporary, path)
     _fsync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _take_lock(path: Path, on_wait: Callable[[], None]) -> int:
+    with _explain_storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        told = False
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not told:
+                    on_wait()
+                told = True
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_at(descriptor, path):
+                return descriptor
+            os.close(descriptor)  # the process before removed this file: take the new one
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether `path` still is the file that was opened."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _fsync(path: Path) -> None:

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 import mule
-from mule.cli.perform import DEBUG, Result, perform, split_words, tabled
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from mule.cli.data_verbs import data_app
+from mule.cli.perform import DEBUG, PLAIN, Json, Result, perform, split_words, tabled
 
 _HELP = "Carry a small language model through its whole life, and prove every step."
-_PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
 
-app = typer.Typer(help=_HELP, add_completion=False, pretty_exceptions_enable=False, **_PLAIN)
-data_app = typer.Typer(help="Look at the data, and make rows of it.", **_PLAIN)
-runs_app = typer.Typer(help="Look at runs.", **_PLAIN)
-recipe_app = typer.Typer(help="The recipes that come with Mule.", **_PLAIN)
+app = typer.Typer(help=_HELP, add_completion=False, pretty_exceptions_enable=False, **PLAIN)
+runs_app = typer.Typer(help="Look at runs.", **PLAIN)
+recipe_app = typer.Typer(help="The recipes that come with Mule.", **PLAIN)
 app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 app.add_typer(recipe_app, name="recipe")
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 Words = Annotated[
     list[str] | None,
     typer.Argument(
@@ -90,41 +85,6 @@ def init(
         return command.run(folder)
 
     perform(work, as_json=as_json)
-
-
-@data_app.command("prepare")
-def data_prepare(words: Words = None, as_json: Json = False) -> None:
-    """Make the rows of a recipe without training on them."""
-    recipe, overrides = split_words(words or [])
-
-    def work() -> Result:
-        from mule.commands import data as command
-
-        return command.prepare(recipe, overrides)
-
-    perform(work, as_json=as_json)
-
-
-@data_app.command("preview")
-def data_preview(
-    words: Words = None,
-    rows: Annotated[int, typer.Option(min=1, help="How many examples.")] = 3,
-    as_json: Json = False,
-) -> None:
-    """Show what the model reads and which tokens it learns."""
-    recipe, overrides = split_words(words or [])
-
-    def work() -> Result:
-        from mule.commands import data as command
-
-        return command.preview(recipe, overrides, rows=rows)
-
-    def show(console: Console, result: Result) -> None:
-        from mule.cli import render
-
-        render.print_preview(console, result)
-
-    perform(work, as_json=as_json, show=show)
 
 
 @app.command()

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 DEBUG = "--debug"
 Result = dict[str, Any]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}  # of a typer.Typer
 
 
 def perform(

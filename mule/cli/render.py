@@ -105,35 +105,6 @@ def print_rows(console: Console, title: str, rows: Sequence[Any]) -> None:
     print_table(console, title, columns, [[row.get(name) for name in columns] for row in rows])
 
 
-def print_preview(console: Console, result: dict[str, Any]) -> None:
-    """Examples as the model reads them: what is learned in green, or in [[ ]] without colours."""
-    coloured = console.color_system is not None
-    legend = Text("learned: ", style="dim")
-    legend.append("like this" if coloured else "[[like this]]", style="green")
-    console.print(legend)
-    for example in result["examples"]:
-        console.print()
-        print_line(console, _preview_heading(example, result))
-        shown = Text()
-        for piece in example["pieces"]:
-            marked = piece["trained"] and not coloured
-            text = f"[[{piece['text']}]]" if marked else piece["text"]
-            shown.append(text, style="green" if piece["trained"] else "dim")
-        console.print(shown, soft_wrap=True)
-    console.print()
-
-
-def _preview_heading(example: dict[str, Any], result: dict[str, Any]) -> str:
-    counts = f"{example['tokens']:,} tokens, {example['trained']:,} learned"
-    heading = f"{example['file']}:{example['line']} · {counts}"
-    if example["cut"]:
-        heading += " (only its beginning is shown)"
-    if not example["fits"]:
-        limit = f"{result['max_seq_length']:,}"
-        heading += f" · over data.max_seq_length={limit}: data.too_long={result['too_long']}"
-    return heading
-
-
 def print_line(console: Console, text: str) -> None:
     """One line as it is: no markup, no wrapping."""
     console.print(Text(text), soft_wrap=True)

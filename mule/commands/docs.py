@@ -9,15 +9,16 @@ from typing import Any
 from mule import fsio
 from mule.config import docs as settings
 from mule.config.schema import ModelSection, Recipe
+from mule.data.sources import FORMATS
 from mule.errors import UserError
 from mule.models import cost
 from mule.models.config import SIZES, ModelConfig
 from mule.plan.resolve import new_model_config
 
-SIZES_PAGE, PERFORMANCE_PAGE = "sizes.md", "performance.md"
+SIZES_PAGE, PERFORMANCE_PAGE, DATA_PAGE = "sizes.md", "performance.md", "data.md"
 RESULTS = settings.DOCS.parent / "bench" / "results"
 _SMALL, _LARGE, _ROW_LENGTH = 4_096, 32_768, 1024
-_BEGIN, _END = "<!-- generated: begin -->", "<!-- generated: end -->"
+_MARKS = ("<!-- {}: begin -->", "<!-- {}: end -->")
 
 _SIZES_TEXT = f"""\
 # Named sizes
@@ -68,6 +69,7 @@ _TRAIN_COLUMNS = (
     *("model", "machine", "arithmetic", "measured", "threads", "tokens/s", "useful GFLOP/s"),
     *("peak GFLOP/s", "share of peak", "memory"),
 )
+_MAX_KEY_SETS = 3  # shown of a format
 _NOTHING_YET = "Nothing is recorded yet: `make bench`, then `make docs`.\n"
 
 
@@ -85,25 +87,65 @@ def performance_markdown(results: Path = RESULTS) -> str:
     return _PERFORMANCE_TEXT + _table(_TRAIN_COLUMNS, rows, num_words=4)
 
 
-def with_generated(page: str, generated: str) -> str:
+def formats_markdown() -> str:
+    """The formats of data files, for docs/data.md."""
+    rows = []
+    for name, known in FORMATS.items():
+        groups = [", ".join(f"`{key}`" for key in group) for group in known.keys]
+        if more := groups[_MAX_KEY_SETS:]:
+            groups = [*groups[:_MAX_KEY_SETS], f"{len(more)} sets more"]
+        keys = " or ".join(groups) or "(files of text)"
+        rows.append((f"`{name}`", known.kind, keys, known.purpose.replace("|", r"\|")))
+    return _table(("format", "makes", "found by its keys", "what it is"), rows, num_words=4)
+
+
+def near_markdown(results: Path = RESULTS) -> str:
+    """The near-duplicate search as measured, for docs/data.md."""
+    file = results / "near_duplicates.json"
+    if not file.is_file():
+        return _NOTHING_YET
+    found = fsio.read_json(file)
+    return (
+        f"Near-duplicates: {found['texts']:,} texts ({found['bytes'] / 1e6:.0f} MB) in "
+        f"{found['seconds']:.1f} s on {found['machine']['cores']} cores, "
+        f"{found['peak_memory_bytes'] / 1e6:.0f} MB at most; of "
+        f"{found['planted_pairs_at_threshold']:,} planted pairs with a Jaccard index of "
+        f"{found['threshold']:g} or more {found['recall']:.2%} were found, and "
+        f"{found['precision']:.2%} of what was found is right (`{found['command']}`, {found['date']}).\n"
+    )
+
+
+def with_generated(page: str, generated: str, name: str = "generated") -> str:
     """`page` with the text between its two marks replaced; UserError when it has none."""
-    before, begin, rest = page.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
+    begin_mark, end_mark = (mark.format(name) for mark in _MARKS)
+    before, begin, rest = page.partition(begin_mark)
+    _, end, after = rest.partition(end_mark)
     if not begin or not end:
         raise UserError(
-            f"docs/{PERFORMANCE_PAGE} has lost the marks of its generated part",
-            f"put {_BEGIN} and {_END} back, each on its own line",
+            "a page of docs/ has lost the marks of its generated part",
+            f"put {begin_mark} and {end_mark} back, each on its own line",
         )
-    return f"{before}{_BEGIN}\n\n{generated}\n{_END}{after}"
+    return f"{before}{begin}\n\n{generated}\n{end}{after}"
+
+
+def generated_pages(folder: Path = settings.DOCS, results: Path = RESULTS) -> dict[str, str]:
+    """Every page with a generated part, and its text as it must be."""
+    page, data = (
+        (folder / name).read_text(encoding="utf-8") for name in (PERFORMANCE_PAGE, DATA_PAGE)
+    )
+    data = with_generated(data, formats_markdown(), "formats")
+    return {
+        SIZES_PAGE: sizes_markdown(),
+        PERFORMANCE_PAGE: with_generated(page, performance_markdown(results)),
+        DATA_PAGE: with_generated(data, near_markdown(results), "near"),
+    }
 
 
 def write(folder: Path = settings.DOCS, results: Path = RESULTS) -> None:
     """Write every generated page."""
     settings.write(folder)
-    fsio.write_text(folder / SIZES_PAGE, sizes_markdown())
-    page = folder / PERFORMANCE_PAGE
-    text = page.read_text(encoding="utf-8")
-    fsio.write_text(page, with_generated(text, performance_markdown(results)))
+    for name, text in generated_pages(folder, results).items():
+        fsio.write_text(folder / name, text)
 
 
 # ---------------------------------------------------------------- rows

@@ -32,20 +32,17 @@ def run(
 
     from mule.adapters.source import find_source, load_source
     from mule.data.loader import ValidSet
-    from mule.data.prepare import prepare
+    from mule.data.prepare import RowSettings, prepare
+    from mule.data.sources.options import ReadOptions
     from mule.evaluate.loss import held_out_loss
 
     found = find_source(source, base=base)
     model, tokenizer = load_source(found)
     with tempfile.TemporaryDirectory() as scratch:
         if data is not None:
-            shards = prepare(
-                data,
-                tokenizer,
-                max_seq_length=min(model.config.max_position_embeddings, _MAX_ROW_TOKENS),
-                out_dir=scratch,
-                valid=True,
-            )
+            length = min(model.config.max_position_embeddings, _MAX_ROW_TOKENS)
+            settings = RowSettings(ReadOptions(), length)
+            shards = prepare(data, tokenizer, settings, out_dir=scratch, valid=True)
         else:
             shards = _run_rows(found, tokenizer)
         rows = min(max_rows or shards.num_rows, shards.num_rows)

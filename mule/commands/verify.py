@@ -77,6 +77,6 @@ def _probe(source: Source, texts: list[Path] | None) -> dict[str, Any]:
         return probe
     found = [
         item.text if isinstance(item, Document) else "\n".join(m.content for m in item.messages)
-        for item in read(texts, "auto")
+        for item in read(texts)
     ]
     return {"texts": found, "prompts": probe["prompts"]}

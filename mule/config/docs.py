@@ -71,7 +71,7 @@ def _row(knob: Knob) -> str:
 
 def _default(knob: Knob) -> str:
     value = knob.default
-    if value is None or value == []:
+    if value is None or value in ([], {}):
         return ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"

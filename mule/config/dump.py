@@ -118,6 +118,10 @@ def _headings(before: str, now: str) -> list[str]:
 def _flow(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(_flow(item) for item in value)}]"
+    if isinstance(value, dict):
+        return (
+            "{" + ", ".join(f"{_flow(name)}: {_flow(item)}" for name, item in value.items()) + "}"
+        )
     if isinstance(value, str):
         return value if _is_bare(value) else _quoted(value)
     return json.dumps(value)

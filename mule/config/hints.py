@@ -23,7 +23,7 @@ def unknown_key(section: str, name: str) -> str:
     here = [key.removeprefix(prefix) for key in known if key.startswith(prefix)]
     plain = name.lower().replace("-", "_")
     if ours := ALIASES.get(plain.rpartition(".")[2]):
-        if ours not in known:
+        if " " in ours:
             return f"no such key; {ours}"
         if ours != prefix + name:
             return f"no such key; Mule calls it `{ours}`"
@@ -50,6 +50,11 @@ def wrong_value(knob: Knob, value: Any, *, item: bool = False) -> str:
     if (item or "string" in types) and not knob.choices and isinstance(value, (int, float)):
         return f"{said}; put it in quotes"
     return said
+
+
+def wrong_entry(value: Any) -> str:
+    """What to say about an entry of a map that is no text."""
+    return wrong_value(Knob("", {"type": "string"}), value)
 
 
 def _with_leaf(name: str, known: list[str]) -> list[str]:

@@ -60,6 +60,11 @@ class Knob:
         """True when only a list is accepted."""
         return all(branch.get("type") == "array" for branch in self.branches)
 
+    @property
+    def is_map(self) -> bool:
+        """True when it holds entries of its own, set as key.name=value."""
+        return all(branch.get("type") == "object" for branch in self.branches)
+
     def expected(self) -> str:
         """What is accepted, in words: "a whole number of at least 1, or auto"."""
         form = self.schema.get("form")
@@ -119,6 +124,8 @@ def _in_words(branch: dict[str, Any]) -> str:
     if kind == "array":
         items = branch["items"]
         return "a list of " + (", ".join(_words(items)) if _words(items) else "texts")
+    if kind == "object":
+        return "entries of a name and a text"
     if kind in ("integer", "number"):
         noun = "a whole number" if kind == "integer" else "a number"
         return " ".join([noun, *_limits(branch)])

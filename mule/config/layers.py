@@ -69,6 +69,8 @@ def read_overrides(overrides: list[str], rank: int) -> Layer:
             layer.problems.append(f"command line: {word}: extends belongs in a recipe")
         elif key in knobs():
             _read_override(layer, key, text)
+        elif _map_of(key):
+            _read_entry(layer, key, text)
         elif key in sections():
             layer.problems.append(f"command line: {word}: a section; set its keys one by one")
         else:
@@ -77,15 +79,43 @@ def read_overrides(overrides: list[str], rank: int) -> Layer:
 
 
 def _read_override(layer: Layer, key: str, text: str) -> None:
+    typed = f"{key}={_short(text)}"
     try:
-        node = parse_yaml(text)
-        value = None if node is None else plain(node)
+        value = _value(text)
     except YamlProblem as problem:
-        layer.problems.append(f"command line: {key}={_short(text)}: {problem.message}")
+        layer.problems.append(f"command line: {typed}: {problem.message}")
         return
     if knobs()[key].is_list and value is not None and not isinstance(value, list):
         value = [value]
-    layer.settings[key] = Setting(key, value, layer.source, layer.rank, f"{key}={_short(text)}")
+    layer.settings[key] = Setting(key, value, layer.source, layer.rank, typed)
+
+
+def _read_entry(layer: Layer, key: str, text: str) -> None:
+    """`data.columns.input=context`: an entry of the map data.columns, beside those given before."""
+    owner, typed = _map_of(key), f"{key}={_short(text)}"
+    name = key.removeprefix(f"{owner}.")
+    before = layer.settings.get(owner)
+    entries = before.value if before and isinstance(before.value, dict) else {}
+    if name in entries:
+        layer.problems.append(f"command line: {typed}: {key} is given twice")
+        return
+    try:
+        entries = {**entries, name: _value(text)}
+    except YamlProblem as problem:
+        layer.problems.append(f"command line: {typed}: {problem.message}")
+        return
+    layer.settings[owner] = Setting(owner, entries, layer.source, layer.rank, typed)
+
+
+def _map_of(key: str) -> str:
+    """The map that `key` would be an entry of, or ""."""
+    owners = (name for name, knob in knobs().items() if knob.is_map)
+    return next((owner for owner in owners if key.startswith(f"{owner}.")), "")
+
+
+def _value(text: str) -> Any:
+    node = parse_yaml(text)
+    return None if node is None else plain(node)
 
 
 def _walk(layer: Layer, node: Node, section: str) -> None:

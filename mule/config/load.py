@@ -8,7 +8,7 @@ the file. Every problem of every source is reported at once.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from mule.config.dump import identity_fingerprint as identity_fingerprint
 from mule.config.dump import to_yaml as to_yaml
-from mule.config.hints import near, wrong_value
+from mule.config.hints import near, wrong_entry, wrong_value
 from mule.config.knobs import knobs
 from mule.config.layers import Layer, Setting, read_layer, read_overrides
 from mule.config.presets import preset_file, presets
@@ -144,11 +144,16 @@ def _read(file: Path) -> str:
 
 
 def _merge(layers: list[Layer]) -> dict[str, Setting]:
-    """The settings of all layers, later ones first; null takes a setting away."""
+    """The settings of all layers, later ones first; null takes a setting away.
+
+    A map keeps the entries of earlier layers beside its own.
+    """
     merged: dict[str, Setting] = {}
     for layer in layers:
         for key, setting in layer.settings.items():
-            merged.pop(key, None)
+            before = merged.pop(key, None)
+            if before and isinstance(before.value, dict) and isinstance(setting.value, dict):
+                setting = replace(setting, value={**before.value, **setting.value})
             if setting.value is not None or not _nullable(key):
                 merged[key] = setting
     return merged
@@ -230,6 +235,10 @@ def _wrong_values(error: ValidationError, settings: dict[str, Setting]) -> list[
         if key is None:
             continue
         setting, knob = settings[key], knobs()[key]
+        if isinstance(setting.value, dict) and rest and (name := str(rest[0])) in setting.value:
+            found = wrong_entry(setting.value[name])
+            said[f"{setting.place()}: {name}: {found}"] = None
+            continue
         item = next((part for part in rest if isinstance(part, int)), None)
         if item is None or not isinstance(setting.value, list):
             said[f"{setting.place()}: {wrong_value(knob, setting.value)}"] = None

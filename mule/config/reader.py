@@ -86,8 +86,16 @@ class _Plain:
         if isinstance(node, ScalarNode):
             return _scalar(node)
         if isinstance(node, MappingNode):
-            return {key: self.value(item, depth + 1) for key, _, item in mapping_items(node)}
+            return self._mapping(node, depth)
         return [self.value(item, depth + 1) for item in node.value]
+
+    def _mapping(self, node: MappingNode, depth: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, line, item in mapping_items(node):
+            if key in found:
+                raise YamlProblem(line, f"{key}: given twice; remove one")
+            found[key] = self.value(item, depth + 1)
+        return found
 
 
 def _scalar(node: ScalarNode) -> Any:

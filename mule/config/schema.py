@@ -22,7 +22,18 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 ExportType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
 
-CHAT_FORMATS = ("messages", "alpaca", "gsm8k")
+CHAT_FORMATS = (
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "dolly",
+    "gsm8k",
+    "pairs",
+    "oasst",
+    "mbpp",
+    "humaneval",
+)
+TEXT_FORMATS = ("text", "wikitext")
 _ONE_OF = (("steps", "epochs", "tokens"), ("step_rows", "step_tokens", "step_examples"))
 
 
@@ -112,10 +123,32 @@ class DataSection(Section):
     valid_share: Share = knob(
         0.02, "Share of data.train held out for validation; 0 trains without validation."
     )
-    format: Literal["auto", "text", "text_rows", "messages", "alpaca", "gsm8k"] = knob(
+    format: Literal[
         "auto",
-        "What the files hold: text (whole files), text_rows (one document a row), messages "
-        "(chats), alpaca or gsm8k records. auto looks at the files.",
+        "messages",
+        "sharegpt",
+        "alpaca",
+        "dolly",
+        "gsm8k",
+        "pairs",
+        "oasst",
+        "mbpp",
+        "humaneval",
+        "preference",
+        "text_rows",
+        "text",
+        "wikitext",
+    ] = knob("auto", "What the files hold; docs/data.md describes each. auto looks at every row.")
+    columns: dict[Text, Text] = knob(
+        {},
+        "The columns of the files by the name the format has for them, as "
+        "data.columns.instruction=question.",
+    )
+    threads: Literal["best", "all"] = knob(
+        "best", "Of an OpenAssistant tree: its best-ranked path, or every path."
+    )
+    wikitext: Literal["keep", "clean"] = knob(
+        "keep", "WikiText's tokenised text: as published, or with the spaces and marks undone."
     )
     max_seq_length: Annotated[int, Field(ge=2, le=1_048_576)] = knob(
         1024, "Length of a training row.", unit="tokens"
@@ -135,6 +168,13 @@ class DataSection(Section):
         if self.format in CHAT_FORMATS:
             why = f"cannot take effect: {self.format} examples are always kept apart; remove it"
             yield Problem("document_mask", why, because="format")
+        why = f"cannot take effect with data.format={self.format}; remove it"
+        if self.format not in ("auto", "oasst"):
+            yield Problem("threads", why, because="format")
+        if self.format not in ("auto", "wikitext"):
+            yield Problem("wikitext", why, because="format")
+        if self.format in TEXT_FORMATS:
+            yield Problem("columns", why, because="format")
 
 
 class TrainSection(Section):

@@ -1,76 +1,168 @@
-"""Holding out a share of the data for validation, by seed."""
+"""Holding out a share of the data for validation, by seed, without holding the data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import hashlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mule.data.sources import Conversation, Document
+from mule.data.sources.items import Conversation, Document
 from mule.errors import UserError
 
 Item = Document | Conversation
+ReadItems = Callable[[], Iterable[Item]]  # each call reads the same items again
 
 
-def split_held_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], list[Item]]:
-    """(kept, held out), each in the given order; equal items stay on one side.
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Which items are held out: `held` (num_items,) bool.
 
-    Conversations are held out whole, at least one. Of documents, about `share` of the characters:
-    whole ones while they fit, and the tail of the next where half the share is still missing.
+    The documents `cut_items`, all equal, lose what comes after `place` characters; of the first
+    of them that tail is held out.
+    """
+
+    held: np.ndarray
+    cut_items: tuple[int, ...] = ()
+    place: int = 0
+
+
+class Digests:
+    """The digest of each item as it goes by; of a document in several parts, at its last one."""
+
+    def __init__(self) -> None:
+        self._document = hashlib.blake2b(digest_size=8)
+
+    def of(self, item: Item) -> int | None:
+        """64 bits of its content, wherever it stands; None where the document goes on."""
+        if isinstance(item, Conversation):
+            content = hashlib.blake2b(item.tools.encode(), digest_size=8)
+            for message in item.messages:
+                # Lengths and not separators: no text can look like the end of another.
+                content.update(f"{message.role} {len(message.content)} ".encode())
+                content.update(message.content.encode())
+                if message.name or message.tool_calls or message.tool_call_id:
+                    extra = (message.name, message.tool_calls, message.tool_call_id)
+                    content.update(repr(extra).encode())
+            return int.from_bytes(content.digest(), "little")
+        self._document.update(item.text.encode())
+        if not item.ends:
+            return None
+        digest = int.from_bytes(self._document.digest(), "little")
+        self._document = hashlib.blake2b(digest_size=8)
+        return digest
+
+
+def decide_split(read_items: ReadItems, share: float, seed: int) -> Split:
+    """What to hold out: about `share` of the items, equal ones on one side.
+
+    Conversations are held out whole, at least one. Of documents, `share` of the characters: whole
+    ones while they fit, and the tail of the next where half the share is still missing.
     Raises UserError when one side would be empty.
     """
-    groups = _groups_of_equals(items)
-    bits = np.random.Philox(key=[seed, 0]).random_raw(len(groups))
-    order = np.argsort(bits, kind="stable").tolist()
-    sizes = [sum(_size(items[number]) for number in group) for group in groups]
-    wanted = share * sum(sizes)
-    held: list[int] = []
-    held_size = 0
-    while order[1:] and held_size + sizes[order[0]] <= wanted:
-        held_size += sizes[order[0]]
-        held += groups[order.pop(0)]
-    following = groups[order[0]]
-    if isinstance(document := items[following[0]], Document):
+    digests, sizes, are_documents = _survey(read_items())
+    group_of = _groups_of_equals(digests)
+    group_sizes = np.bincount(group_of, weights=sizes).astype(np.int64)
+    bits = np.random.Philox(key=[seed, 0]).random_raw(len(group_sizes))
+    order = np.argsort(bits, kind="stable")
+    reached = np.cumsum(group_sizes[order])
+    wanted = share * int(sizes.sum())
+    num_held = min(int(np.searchsorted(reached, wanted, side="right")), len(order) - 1)
+    following = np.flatnonzero(group_of == order[num_held])
+    place = None
+    if are_documents:
+        held_size = int(reached[num_held - 1]) if num_held else 0
         missing = int(wanted - held_size) if held_size < wanted / 2 else 0
-        head, tail = _cut_tail(document, missing)
-    else:
-        if not held and order[1:]:
-            held += groups[order.pop(0)]
-        following, head, tail = [], document, None
-    if not held and tail is None:
+        first, size = int(following[0]), int(sizes[following[0]])
+        if missing >= size:  # many equal documents, each shorter than what is missing
+            missing = size // 2
+        if missing:
+            place = _find_cut(read_items(), first, size - missing)
+    elif num_held == 0 and len(order) > 1:
+        num_held = 1
+    if num_held == 0 and place is None:
         raise UserError(
-            f"nothing can be held out of {len(items)} equal or very short items",
+            f"nothing can be held out of {len(sizes)} equal or very short items",
             "add other data, or give data.valid files",
         )
-    held_numbers = frozenset(held)
-    kept = [
-        head if number in following else item
-        for number, item in enumerate(items)
-        if number not in held_numbers
-    ]
-    held_items = [items[number] for number in sorted(held)]
-    return kept, held_items if tail is None else [*held_items, tail]
+    held = np.isin(group_of, order[:num_held])
+    return Split(held) if place is None else Split(held, tuple(following.tolist()), place)
 
 
-def _groups_of_equals(items: Sequence[Item]) -> list[list[int]]:
-    groups: dict[object, list[int]] = {}
-    for number, item in enumerate(items):
-        content = item.text if isinstance(item, Document) else item.messages
-        groups.setdefault(content, []).append(number)
-    return list(groups.values())
+def sides(items: Iterable[Item], split: Split | None) -> Iterator[tuple[int, Item]]:
+    """Each item, in order, with its side: 0 is kept, 1 is held out; a cut one comes as two."""
+    number = start = 0
+    for item in items:
+        if split is None:
+            yield 0, item
+            continue
+        if number in split.cut_items and isinstance(item, Document):
+            yield from _cut(item, split.place - start, has_tail=number == split.cut_items[0])
+        else:
+            yield int(split.held[number]), item
+        if isinstance(item, Document) and not item.ends:
+            start += len(item.text)
+        else:
+            number, start = number + 1, 0
 
 
-def _size(item: Item) -> int:
-    return len(item.text) if isinstance(item, Document) else 1
+def _survey(items: Iterable[Item]) -> tuple[np.ndarray, np.ndarray, bool]:
+    """The digest and the size of each item, and whether they are documents."""
+    digests, sizes = array("Q"), array("q")
+    digest_of, size = Digests(), 0
+    are_documents = False
+    for item in items:
+        are_documents = isinstance(item, Document)
+        size += len(item.text) if isinstance(item, Document) else 1
+        digest = digest_of.of(item)
+        if digest is not None:
+            digests.append(digest)
+            sizes.append(size)
+            size = 0
+    return np.frombuffer(digests, np.uint64), np.frombuffer(sizes, np.int64), are_documents
 
 
-def _cut_tail(document: Document, num_chars: int) -> tuple[Document, Document | None]:
-    """The document without its last `num_chars` or so, cut after a line; and that tail."""
-    text = document.text
-    place = len(text) - num_chars
-    place = text.rfind("\n", 0, place) + 1 or place
-    if num_chars == 0 or not text[:place].strip() or not text[place:].strip():
-        return document, None
-    line = document.line + text.count("\n", 0, place)
-    return replace(document, text=text[:place]), replace(document, text=text[place:], line=line)
+def _groups_of_equals(digests: np.ndarray) -> np.ndarray:
+    """The group of each item; groups are numbered by their first item."""
+    _, firsts, group_of = np.unique(digests, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(firsts))[group_of]
+
+
+def _find_cut(items: Iterable[Item], wanted: int, place: int) -> int | None:
+    """Where to cut a document, after the last line before `place`; None leaves it whole.
+
+    It stays whole where one side would hold no words.
+    """
+    number = start = line_end = 0
+    first_word, last_word = None, -1
+    for item in items:
+        assert isinstance(item, Document)
+        if number == wanted:
+            if first_word is None and (words := item.text.lstrip()):
+                first_word = start + len(item.text) - len(words)
+            if words := item.text.rstrip():
+                last_word = start + len(words) - 1
+            if start < place:
+                found = item.text.rfind("\n", 0, place - start)
+                line_end = start + found + 1 if found >= 0 else line_end
+            start += len(item.text)
+        if item.ends:
+            if number == wanted:
+                break
+            number += 1
+    cut = line_end or place
+    return cut if first_word is not None and first_word < cut <= last_word else None
+
+
+def _cut(part: Document, place: int, *, has_tail: bool) -> Iterator[tuple[int, Document]]:
+    """A part of the document that is cut `place` characters after the start of this part."""
+    if place <= 0 or place > len(part.text):
+        if place > 0 or has_tail:
+            yield int(place <= 0), part
+        return
+    yield 0, replace(part, text=part.text[:place], ends=True)
+    if has_tail and place < len(part.text):
+        line = part.line + part.text.count("\n", 0, place)
+        yield 1, replace(part, text=part.text[place:], line=line)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 
 import numpy as np
 import torch
 
 from mule.batch import IGNORE, Batch
-from mule.data.shards import Shards
+from mule.data.shards import Part, Shards
 
 _MAX_CACHED_EPOCHS = 2  # an update usually crosses at most one epoch's end
 
@@ -78,43 +77,46 @@ def make_batch(shards: Shards, rows: np.ndarray, num_rows: int | None = None) ->
         "positions": np.zeros(shape, dtype=np.int64),
         "segments": np.zeros(shape, dtype=np.int64),
     }
-    fill_row = _fill_chat_row if shards.kind == "chat" else _fill_text_row
     for place, row in enumerate(rows.tolist()):
-        fill_row(shards, row, {name: array[place] for name, array in arrays.items()})
+        part, number = shards.locate(row)
+        out = {name: array[place] for name, array in arrays.items()}
+        if shards.kind == "chat":
+            _fill_chat_row(part, number, out)
+        else:
+            _fill_text_row(part, number, out, isolated=shards.isolated)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return Batch(**tensors, isolated=shards.isolated)
 
 
-def _fill_text_row(shards: Shards, row: int, out: dict[str, np.ndarray]) -> None:
-    """A window of the running text; with a document mask, cut into its documents."""
-    first = row * shards.row_length
-    tokens = shards.tokens[first : first + shards.row_length + 1].astype(np.int64)
+def _fill_text_row(part: Part, row: int, out: dict[str, np.ndarray], *, isolated: bool) -> None:
+    """A window of the running text; where isolated, cut into its documents."""
+    row_length = len(out["input_ids"])
+    first = row * row_length
+    tokens = part.tokens[first : first + row_length + 1].astype(np.int64)
     count = len(tokens) - 1
     out["input_ids"][:count], out["targets"][:count] = tokens[:-1], tokens[1:]
     places = np.arange(first, first + count)
-    if not shards.isolated:
+    if not isolated:
         out["segments"][:count], out["positions"][:count] = 1, places - first
         return
-    documents = (
-        np.searchsorted(shards.offsets, np.arange(first, first + count + 1), side="right") - 1
-    )
+    documents = np.searchsorted(part.offsets, np.arange(first, first + count + 1), side="right") - 1
     own, following = documents[:-1], documents[1:]
     out["targets"][:count][own != following] = IGNORE
     out["segments"][:count] = own - own[0] + 1
-    out["positions"][:count] = places - np.maximum(shards.offsets[own], first)
+    out["positions"][:count] = places - np.maximum(part.offsets[own], first)
 
 
-def _fill_chat_row(shards: Shards, row: int, out: dict[str, np.ndarray]) -> None:
+def _fill_chat_row(part: Part, row: int, out: dict[str, np.ndarray]) -> None:
     """The examples of a row one after the other, each its own segment."""
-    assert shards.rows is not None and shards.trained is not None
+    assert part.rows is not None and part.order is not None and part.trained is not None
     place = 0
-    first, end = shards.rows[row : row + 2].tolist()
-    bounds = shards.offsets[first : end + 1].tolist()
-    for segment, (start, stop) in enumerate(pairwise(bounds), start=1):
-        tokens = shards.tokens[start:stop].astype(np.int64)
+    first, end = part.rows[row : row + 2].tolist()
+    for segment, example in enumerate(part.order[first:end].tolist(), start=1):
+        start, stop = part.offsets[example : example + 2].tolist()
+        tokens = part.tokens[start:stop].astype(np.int64)
         span = slice(place, place + len(tokens) - 1)
         out["input_ids"][span] = tokens[:-1]
-        out["targets"][span] = np.where(shards.trained[start + 1 : stop], tokens[1:], IGNORE)
+        out["targets"][span] = np.where(part.trained[start + 1 : stop], tokens[1:], IGNORE)
         out["positions"][span] = np.arange(len(tokens) - 1)
         out["segments"][span] = segment
         place = span.stop

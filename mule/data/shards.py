@@ -1,44 +1,62 @@
-"""Prepared data on disk: a folder of plain binary files and an index, read by memory map.
+"""Prepared data on disk: folders of plain binary files and an index, read by memory map.
 
-tokens.bin   every token, uint16 or uint32
+tokens.bin   every token in the order of the sources, uint16 or uint32
 trained.bin  chat only: 1 where the token is a target, uint8
 offsets.bin  where each document or example starts, and the end, int64
-rows.bin     chat only: the first example of each row, and the end, int64
+digests.bin  of each document or conversation read, also of those left out, uint64
+order.bin    chat only: the examples in the order of the rows, int64
+rows.bin     chat only: where each row starts in the order, and the end, int64
 index.json   the counts, the settings, and where it came from
+
+Data prepared by several workers is several such folders, the parts, and an index that names them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from mule import fsio
 from mule.errors import StorageError
 
-VERSION = 1
-_TOKENS, _TRAINED, _OFFSETS, _ROWS = "tokens.bin", "trained.bin", "offsets.bin", "rows.bin"
-_INDEX = "index.json"
+VERSION = 2
+INDEX = "index.json"
+TOKENS, TRAINED, OFFSETS, DIGESTS = "tokens.bin", "trained.bin", "offsets.bin", "digests.bin"
+ORDER, ROWS = "order.bin", "rows.bin"
+
+_HINT = "delete the folder: it is made again from the source files"
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The rows of one worker. Arrays are memory maps.
+
+    kind text: row r is tokens[r * row_length : (r + 1) * row_length + 1].
+    kind chat: row r holds the examples order[rows[r] : rows[r + 1]]; example e is
+    tokens[offsets[e] : offsets[e + 1]]; its last token is a target only, never an input.
+    """
+
+    num_rows: int
+    tokens: np.ndarray
+    offsets: np.ndarray
+    digests: np.ndarray
+    trained: np.ndarray | None
+    order: np.ndarray | None
+    rows: np.ndarray | None
 
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """Prepared rows. Arrays are memory maps.
-
-    kind text: row r is tokens[r * row_length : (r + 1) * row_length + 1].
-    kind chat: row r holds the examples rows[r] .. rows[r + 1] - 1; example e is
-    tokens[offsets[e] : offsets[e + 1]]; its last token is a target only, never an input.
-    """
+    """Prepared rows: those of the first part, then of the second, and so on."""
 
     folder: Path
     index: dict[str, Any]
-    tokens: np.ndarray
-    offsets: np.ndarray
-    trained: np.ndarray | None
-    rows: np.ndarray | None
+    parts: Sequence[Part]
 
     @property
     def kind(self) -> str:
@@ -78,99 +96,64 @@ class Shards:
     @property
     def fill(self) -> float:
         """Share of the positions of all rows that hold a token."""
-        inputs = self.num_tokens - (self.num_examples if self.kind == "chat" else 1)
-        return min(1.0, inputs / (self.num_rows * self.row_length))
+        never_inputs = self.num_examples if self.kind == "chat" else len(self.parts)
+        return min(1.0, (self.num_tokens - never_inputs) / (self.num_rows * self.row_length))
+
+    def locate(self, row: int) -> tuple[Part, int]:
+        """The part that holds a row, and the row's number there."""
+        place = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        return self.parts[place], row - int(self._first_rows[place])
+
+    @cached_property
+    def _first_rows(self) -> np.ndarray:
+        return np.cumsum([0, *(part.num_rows for part in self.parts)])[:-1]
 
 
 def open_shards(folder: str | Path) -> Shards:
-    """Open a prepared folder. Raises StorageError when it is not one, or is damaged in size."""
+    """Open prepared data. Raises StorageError when it is not that, or is damaged in size."""
     folder = Path(folder)
-    index = fsio.read_json(folder / _INDEX)
+    index = _read_index(folder)
+    if "parts" not in index:
+        return Shards(folder, index, [_open_part(folder, index)])
+    parts = [folder / name for name in index["parts"]]
+    return Shards(folder, index, [_open_part(part, _read_index(part)) for part in parts])
+
+
+def data_files(kind: str, vocab_size: int) -> dict[str, str]:
+    """The data type of each file that grows while data is prepared."""
+    tokens = {TOKENS: "uint16" if vocab_size <= 1 << 16 else "uint32"}
+    if kind == "chat":
+        tokens[TRAINED] = "uint8"
+    return {**tokens, OFFSETS: "int64", DIGESTS: "uint64"}
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    index = fsio.read_json(folder / INDEX)
     if index.get("version") != VERSION:
         raise StorageError(
             f"{folder}: prepared data of version {index.get('version')}; this Mule reads {VERSION}",
-            "delete the folder: it is made again from the source files",
+            _HINT,
         )
+    return index
+
+
+def _open_part(folder: Path, index: dict[str, Any]) -> Part:
     num_tokens, is_chat = index["num_tokens"], index["kind"] == "chat"
-    return Shards(
-        folder=folder,
-        index=index,
-        tokens=_map(folder / _TOKENS, index["dtype"], num_tokens),
-        offsets=_map(folder / _OFFSETS, "int64", index["num_examples"] + 1),
-        trained=_map(folder / _TRAINED, "uint8", num_tokens) if is_chat else None,
-        rows=_map(folder / _ROWS, "int64", index["num_rows"] + 1) if is_chat else None,
+    num_examples, num_rows = index["num_examples"], index["num_rows"]
+    return Part(
+        num_rows=num_rows,
+        tokens=_map(folder / TOKENS, index["dtype"], num_tokens),
+        offsets=_map(folder / OFFSETS, "int64", num_examples + 1),
+        digests=_map(folder / DIGESTS, "uint64", index["num_items"]),
+        trained=_map(folder / TRAINED, "uint8", num_tokens) if is_chat else None,
+        order=_map(folder / ORDER, "int64", num_examples) if is_chat else None,
+        rows=_map(folder / ROWS, "int64", num_rows + 1) if is_chat else None,
     )
-
-
-class ShardWriter:
-    """Writes a prepared folder (already temporary, from fsio.atomic_folder) piece by piece."""
-
-    def __init__(self, folder: Path, kind: str, vocab_size: int) -> None:
-        self._folder, self._kind = folder, kind
-        self._dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
-        self._tokens = open(folder / _TOKENS, "wb")
-        self._trained = open(folder / _TRAINED, "wb") if kind == "chat" else None
-        self._offsets = [0]
-        self.num_tokens = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close()
-
-    def add(self, ids: np.ndarray | list[int], trained: np.ndarray | None = None) -> None:
-        """Append tokens to the document or example in progress."""
-        np.asarray(ids, dtype=self._dtype).tofile(self._tokens)
-        self.num_tokens += len(ids)
-        if self._trained is not None:
-            assert trained is not None and len(trained) == len(ids)
-            trained.astype(np.uint8).tofile(self._trained)
-
-    def end(self) -> None:
-        """End the document or example in progress."""
-        self._offsets.append(self.num_tokens)
-
-    @property
-    def num_examples(self) -> int:
-        return len(self._offsets) - 1
-
-    def offsets(self) -> np.ndarray:
-        return np.asarray(self._offsets, dtype=np.int64)
-
-    def finish(self, facts: dict[str, Any], row_starts: np.ndarray | None = None) -> None:
-        """Write the tables and the index; `facts` has num_rows, row_length and the origin."""
-        self._close()
-        self.offsets().tofile(self._folder / _OFFSETS)
-        if row_starts is not None:
-            row_starts.astype(np.int64).tofile(self._folder / _ROWS)
-        index = {
-            "version": VERSION,
-            "kind": self._kind,
-            "dtype": self._dtype,
-            "num_tokens": self.num_tokens,
-            "num_examples": self.num_examples,
-            **facts,
-        }
-        fsio.write_json(self._folder / _INDEX, index)
-
-    def _close(self) -> None:
-        self._tokens.close()
-        if self._trained is not None:
-            self._trained.close()
 
 
 def _map(file: Path, dtype: str, count: int) -> np.ndarray:
     expected = count * np.dtype(dtype).itemsize
     found = file.stat().st_size if file.is_file() else 0
     if found != expected:
-        raise StorageError(
-            f"{file}: {found:,} bytes where the index says {expected:,}",
-            "delete the folder: it is made again from the source files",
-        )
+        raise StorageError(f"{file}: {found:,} bytes where the index says {expected:,}", _HINT)
     return np.memmap(file, dtype=dtype, mode="r", shape=(count,))

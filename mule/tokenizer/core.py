@@ -9,20 +9,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from mule import fsio, progress
+from mule import fsio, machine, progress
 from mule.errors import ModelError, UserError
 from mule.tokenizer import files
+from mule.tokenizer.coverage import Coverage, not_unicode
 from mule.tokenizer.files import TokenizerParts
 from mule.tokenizer.stream import BYTES
+from mule.tokenizer.words import WordEncoder
 
 if TYPE_CHECKING:
-    from mule.tokenizer.template import ChatTemplate
+    from mule.tokenizer.chats import Chats
+    from mule.tokenizer.tools import Messages, Tools
 
 DOCUMENT_END, TURN_START, TURN_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
-ROLES = ("system", "user", "assistant", "tool")
 
 # The form Ollama and llama.cpp recognise as ChatML.
 CHATML = (
@@ -33,7 +36,9 @@ CHATML = (
 
 _DOCUMENT_ENDS = (DOCUMENT_END, "<|end_of_text|>", "</s>", "<eos>")  # by custom, in this order
 _MIN_VOCAB_SIZE = 256 + 4  # every byte, and our special tokens
-_PIECE_CHARS = 16_000  # long texts are cut: measured 1.8 times faster than whole novels
+_PIECE_CHARS = 4_000  # long texts are cut: measured 1.8 times faster than whole novels
+_MAX_CORES_FOR_WORDS = 4  # one core looking words up was as fast as the library on five
+_NOTHING = re.compile(r"(?!)")
 _CUT = re.compile(r"(?<=\S) (?=\S)")
 _CUT_PROBE = "ab cd! ef 12 gh, (ij) kl"  # a space between each two kinds of characters
 _TEXT_PROBE = "mule-probe"
@@ -55,7 +60,7 @@ class Tokenizer:
         self.pad_id = self._vocab.get(parts.names.get("pad_token", ""))
         ends = (self._vocab.get(text) for text in _DOCUMENT_ENDS)
         document_end = next((token_id for token_id in ends if token_id is not None), None)
-        configured = self._vocab.get(parts.names.get("eos_token", ""))
+        configured = self._named("eos_token")
         candidates = (self._find_turn_end(), configured, document_end, *parts.stop_ids)
         stops = [token_id for token_id in candidates if token_id is not None]
         if not stops:
@@ -128,31 +133,43 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of `text`, no BOS added. `special` parses special tokens written in it; without it
         they are ordinary characters, as text from a user must be."""
-        if len(text) > _PIECE_CHARS:
-            return self.encode_batch([text], special=special)[0]
-        backend = self._parsing if special else self._literal
-        try:
-            return backend.encode(text, add_special_tokens=False).ids
-        except TypeError:
-            raise _not_unicode(text) from None
+        return self.encode_arrays([text], special=special)[0].tolist()
 
     def encode_batch(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
-        """Ids of each text, in parallel; the same as `encode`."""
-        backend = self._parsing if special else self._literal
+        """Ids of each text; the same as `encode`."""
+        return [ids.tolist() for ids in self.encode_arrays(texts, special=special)]
+
+    def encode_arrays(self, texts: Sequence[str], *, special: bool = False) -> list[np.ndarray]:
+        """Ids of each text, (n,) uint32; the same as `encode`."""
         cuts = [self.cut(text) for text in texts]
-        pieces = [piece for cut in cuts for piece in cut]
+        encoded = iter(self._encode_pieces([piece for cut in cuts for piece in cut], special))
+        return [
+            next(encoded) if len(cut) == 1 else np.concatenate([next(encoded) for _ in cut])
+            for cut in cuts
+        ]
+
+    def _encode_pieces(self, pieces: list[str], special: bool) -> list[np.ndarray]:
+        words = self._words
+        if words is None:
+            return self._encode_in_threads(pieces, special)
+        results = [words.encode(piece, special=special) for piece in pieces]
+        if rest := [n for n, ids in enumerate(results) if ids is None]:
+            others = self._encode_in_threads([pieces[n] for n in rest], special)
+            for n, ids in zip(rest, others, strict=True):
+                results[n] = ids
+        return [ids for ids in results if ids is not None]
+
+    def _encode_in_threads(self, pieces: list[str], special: bool) -> list[np.ndarray]:
+        backend = self._parsing if special else self._literal
         try:
             encoded = backend.encode_batch_fast(pieces, add_special_tokens=False)
         except TypeError:
-            raise _not_unicode(*texts) from None
-        remaining = iter(encoded)
-        results = []
-        for cut in cuts:
-            ids = next(remaining).ids
-            for _ in cut[1:]:
-                ids += next(remaining).ids
-            results.append(ids)
-        return results
+            raise not_unicode(*pieces) from None
+        if self._coverage.needed:
+            for piece in pieces:
+                pattern = self._special_pattern if special else _NOTHING
+                self._coverage.check(pattern.sub(lambda match: " " * len(match[0]), piece))
+        return [np.array(each.ids, dtype=np.uint32) for each in encoded]
 
     def cut(self, text: str) -> list[str]:
         """Pieces of a long text whose ids, joined, are the ids of the text; encode in parts."""
@@ -179,49 +196,53 @@ class Tokenizer:
         return token.encode()  # an added token is written as it is
 
     def is_special(self, token_id: int) -> bool:
-        return token_id in self._special_ids
+        return token_id in self.special_ids
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of all special tokens."""
+        return frozenset(token_id for token_id, token in self._added.items() if token.special)
+
+    def special_spans(self, text: str) -> list[tuple[int, int]]:
+        """Start and end of each special token written in `text`."""
+        return [match.span() for match in self._special_pattern.finditer(text)]
+
+    @cached_property
+    def splits_at_specials(self) -> bool:
+        """Whether a text's ids are those of its pieces, cut before any special token."""
+        normalizes = self._parsing.normalizer is not None
+        return not any(
+            token.lstrip or token.single_word or (token.normalized and normalizes)
+            for token in self._added.values()
+            if token.special
+        )
 
     # ------------------------------------------------------------ chat
 
-    def render_chat(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        """The chat as the template writes it. Raises ModelError without a template, or if it
-        refuses; UserError for a message without a known role and a text."""
-        if self.chat_template is None:
-            raise ModelError(
-                "this tokenizer has no chat template, so chats cannot be written for it",
-                "put a chat_template.jinja beside tokenizer.json, or train on plain text",
-            )
-        _check_messages(messages)
-        return self._template.render(messages, add_generation_prompt=add_generation_prompt)
+    def render_chat(
+        self, messages: Messages, *, add_generation_prompt: bool, tools: Tools | None = None
+    ) -> str:
+        """The chat as the template writes it; tools as text where it knows none (see tools.py).
 
-    def encode_prompt(self, messages: list[dict[str, str]]) -> list[int]:
+        Raises ModelError without a template, or if it refuses the chat; UserError for a message
+        without a known role and a text.
+        """
+        return self._chats.render(messages, tools, add_generation_prompt=add_generation_prompt)
+
+    def encode_prompt(self, messages: Messages, tools: Tools | None = None) -> list[int]:
         """The ids a model is given to answer `messages`: exactly what serving sends it."""
-        protected, mark = self.protect(messages)
-        return self.encode_rendered(self.render_chat(protected, add_generation_prompt=True), mark)
+        messages, tools, mark = self.protect(messages, tools)
+        text = self.render_chat(messages, tools=tools, add_generation_prompt=True)
+        return self.encode_rendered(text, mark)
 
-    def protect(self, messages: list[dict[str, str]]) -> tuple[list[dict[str, str]], str]:
-        """`messages` with every special token typed in them broken up by a mark, and that mark.
+    def protect(
+        self, messages: Messages, tools: Tools | None = None
+    ) -> tuple[Messages, Tools | None, str]:
+        """The chat with every special token typed in it broken up by a mark, and that mark.
 
         The mark is "" when there is nothing to break up.
         """
-        _check_messages(messages)
-        if not any(self._special_pattern.search(m["content"]) for m in messages):
-            return messages, ""
-        used = set("".join(m["content"] for m in messages))
-        mark = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in used)
-
-        def protected(content: str) -> str:
-            broken = self._special_pattern.sub(lambda match: mark.join(match[0]), content)
-            if self._special_pattern.search(broken):
-                raise _typed_special_error("a special token of one character cannot be broken up")
-            return broken
-
-        marked = [{**m, "content": protected(m["content"])} for m in messages]
-        prompts = messages[-1]["role"] != "assistant"
-        text = self.render_chat(marked, add_generation_prompt=prompts).replace(mark, "")
-        if text != self.render_chat(messages, add_generation_prompt=prompts):
-            raise _typed_special_error("the chat template rewrites the messages")
-        return marked, mark
+        return self._chats.protect(messages, tools)
 
     def encode_rendered(self, text: str, mark: str = "") -> list[int]:
         """Ids of template text whose messages were protected by `mark`."""
@@ -229,7 +250,9 @@ class Tokenizer:
             return self.encode(text, special=True)
         harmless = text.replace(mark, "x")
         if self._encode_between(harmless, "") != self.encode(harmless, special=True):
-            raise _typed_special_error("this tokenizer does not encode them piece by piece")
+            from mule.tokenizer.chats import typed_special_error
+
+            raise typed_special_error("this tokenizer does not encode them piece by piece")
         return self._encode_between(text, mark)
 
     def _encode_between(self, text: str, mark: str) -> list[int]:
@@ -245,6 +268,13 @@ class Tokenizer:
     # ------------------------------------------------------------ inside
 
     @cached_property
+    def _words(self) -> WordEncoder | None:
+        """Looks words up, where that is faster than the library's threads."""
+        if machine.physical_cores() > _MAX_CORES_FOR_WORDS:
+            return None
+        return WordEncoder.make(self._parsing)
+
+    @cached_property
     def _literal(self) -> Backend:
         """The same vocabulary, reading special tokens in the text as plain characters."""
         clone = Backend.from_str(self._parsing.to_str())
@@ -252,19 +282,24 @@ class Tokenizer:
         return clone
 
     @cached_property
-    def _template(self) -> ChatTemplate:
-        from mule.tokenizer.template import ChatTemplate  # jinja2 is needed for chats only
+    def _chats(self) -> Chats:
+        from mule.tokenizer.chats import Chats  # jinja2 is needed for chats only
 
-        assert self.chat_template is not None
-        return ChatTemplate(self.chat_template, self._parts.names)
+        if self.chat_template is None:
+            raise ModelError(
+                "this tokenizer has no chat template, so chats cannot be written for it",
+                "put a chat_template.jinja beside tokenizer.json, or train on plain text",
+            )
+        specials = [token.content for token in self._added.values() if token.special]
+        return Chats(self.chat_template, self._parts.names, specials, self._special_pattern)
 
     @cached_property
     def _added(self) -> dict[int, AddedToken]:
         return self._parsing.get_added_tokens_decoder()
 
     @cached_property
-    def _special_ids(self) -> frozenset[int]:
-        return frozenset(token_id for token_id, token in self._added.items() if token.special)
+    def _coverage(self) -> Coverage:
+        return Coverage(self._literal)
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
@@ -274,7 +309,7 @@ class Tokenizer:
             r"\s*" * token.lstrip + re.escape(token.content) + r"\s*" * token.rstrip
             for token in tokens
         ]
-        return re.compile("|".join(forms) or r"(?!)")  # without special tokens, match nothing
+        return re.compile("|".join(forms)) if forms else _NOTHING
 
     @cached_property
     def _byte_level(self) -> bool:
@@ -295,13 +330,23 @@ class Tokenizer:
         return all(match.start() in starts for match in _CUT.finditer(_CUT_PROBE))
 
     def _token(self, token_id: int) -> str:
-        token = self._parsing.id_to_token(token_id) if token_id >= 0 else None
+        token = self._parsing.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
         if token is None:
             raise UserError(
                 f"token id {token_id} is not in this tokenizer ({self.vocab_size:,} ids)",
                 "use the tokenizer that was saved with the model",
             )
         return token
+
+    def _named(self, name: str) -> int | None:
+        """The id of a token that a configuration names; ModelError when there is no such token."""
+        text = self._parts.names.get(name)
+        if text is not None and text not in self._vocab:
+            raise ModelError(
+                f"{name} is {text!r} in tokenizer_config.json, which is no token of tokenizer.json",
+                "correct it there, or copy both files again from where they came from",
+            )
+        return None if text is None else self._vocab[text]
 
     def _find_bos(self) -> int | None:
         named = self._vocab.get(self._parts.names.get("bos_token", ""))
@@ -340,36 +385,3 @@ def _cut(text: str) -> list[str]:
         pieces.append(text[start : match.start()])
         start = match.start()
     return [*pieces, text[start:]]
-
-
-def _check_messages(messages: list[dict[str, str]]) -> None:
-    if not messages:
-        raise UserError("a chat without messages", 'give [{"role": "user", "content": "..."}]')
-    for number, message in enumerate(messages, start=1):
-        if message.get("role") not in ROLES:
-            raise UserError(
-                f"message {number} has the role {message.get('role')!r}",
-                f"use one of {', '.join(ROLES)}",
-            )
-        if not isinstance(message.get("content"), str):
-            raise UserError(f"message {number} has no text", 'its "content" must be a string')
-
-
-def _not_unicode(*texts: str) -> UserError:
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            found = f"\\u{ord(text[error.start]):04x}"
-            return UserError(
-                f"the text holds {found}, half of a character, at position {error.start}",
-                "remove it: it cannot be written as UTF-8",
-            )
-    return UserError("only text can be encoded", "give strings")
-
-
-def _typed_special_error(reason: str) -> UserError:
-    return UserError(
-        f"a message contains the text of a special token, and {reason}",
-        "remove it from the message",
-    )

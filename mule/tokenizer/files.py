@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from mule import fsio
 from mule.errors import ModelError, StorageError
+from mule.tokenizer.patterns import check_patterns
 
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -36,12 +37,13 @@ def read(path: Path) -> TokenizerParts:
         raise ModelError(f"{path}: no such tokenizer", "give a folder with tokenizer.json in it")
     folder = path if path.is_dir() else path.parent
     config = _read_config(folder)
+    backend = _read_backend(path, config)
     return TokenizerParts(
-        backend=_read_backend(path, config),
+        backend=backend,
         names=_read_names(folder, config),
         chat_template=_read_template(folder, config),
         add_bos=config.get("add_bos_token"),
-        stop_ids=_read_stop_ids(folder),
+        stop_ids=_read_stop_ids(folder, backend),
         max_length=_read_max_length(config),
     )
 
@@ -96,6 +98,7 @@ def _read_tokenizer_json(file: Path) -> Tokenizer:
         raise ModelError(f"{file}: cannot be read ({error.strerror})", remedy) from None
     except Exception as error:  # the library raises nothing more precise
         raise ModelError(f"{file}: cut off or not a tokenizer ({error})", remedy) from None
+    check_patterns(backend, file)
     backend.no_truncation()  # both are run-time settings that some files carry along
     backend.no_padding()
     return backend
@@ -174,11 +177,19 @@ def _read_template(folder: Path, config: dict[str, Any]) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _read_stop_ids(folder: Path) -> tuple[int, ...]:
+def _read_stop_ids(folder: Path, backend: Tokenizer) -> tuple[int, ...]:
     file = folder / "generation_config.json"
     ids = _read_json_object(file).get("eos_token_id") if file.exists() else None
-    ids = ids if isinstance(ids, list) else [ids]
-    return tuple(token_id for token_id in ids if isinstance(token_id, int))
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    for token_id in ids:
+        is_id = type(token_id) is int and 0 <= token_id < 2**32
+        if not is_id or backend.id_to_token(token_id) is None:
+            raise ModelError(
+                f"{file}: eos_token_id {json.dumps(token_id)} is no id of the tokenizer "
+                f"({backend.get_vocab_size():,} tokens)",
+                "correct it, or copy the file again from where it came from",
+            )
+    return tuple(ids)
 
 
 def _read_max_length(config: dict[str, Any]) -> int | None:

@@ -15,6 +15,7 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 from mule.errors import ModelError
@@ -52,7 +53,6 @@ class ChatTemplate:
                 f"the chat template has {num_bytes:,} bytes; at most {MAX_TEMPLATE_BYTES:,} are read",
                 "use a shorter chat_template.jinja",
             )
-        self._variables = variables
         try:
             self._template = _environment().from_string(source)
         except (jinja2.TemplateError, RecursionError) as error:
@@ -60,20 +60,31 @@ class ChatTemplate:
                 f"the chat template is not valid Jinja: {error}",
                 "correct chat_template.jinja (or chat_template in tokenizer_config.json)",
             ) from None
+        self._variables: dict[str, Any] = {**self._template.globals, **variables}
 
-    def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> str:
         """The chat as text. Raises ModelError when the template refuses it or exceeds a bound."""
+        variables = {
+            **self._variables,
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            "range": _bounded_range(),
+        }
         pieces: list[str] = []
         num_chars = 0
         try:
-            for piece in self._template.generate(
-                **self._variables,
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                range=_bounded_range(),
-            ):
+            # What Template.generate does, but for its copies of the globals: twice as fast.
+            template = self._template
+            context = Context(template.environment, variables, template.name, template.blocks)
+            for piece in template.root_render_func(context):
                 pieces.append(piece)
                 num_chars += len(piece)
                 if num_chars > MAX_OUTPUT_CHARS:

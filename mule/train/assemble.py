@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,7 +15,7 @@ from mule.adapters.source import find_source
 from mule.config.load import identity_fingerprint
 from mule.config.schema import Recipe
 from mule.data.loader import Loader, ValidSet
-from mule.data.prepare import prepare, prepare_pair
+from mule.data.prepare import RowSettings, prepare, prepare_pair, read_options
 from mule.data.shards import Shards
 from mule.data.sources import Document, read
 from mule.errors import ConfigError
@@ -119,39 +119,32 @@ def find_tokenizer(recipe: Recipe, base_dir: Path | None) -> Tokenizer:
             ],
             "set tokenizer.vocab_size (for example 16384) to train one on data.train",
         )
-    texts = _texts(recipe)
-    return Tokenizer.train(texts, recipe.tokenizer.vocab_size, num_texts=len(texts))
+    return Tokenizer.train(_texts(recipe), recipe.tokenizer.vocab_size)
 
 
-def _texts(recipe: Recipe) -> list[str]:
+def _texts(recipe: Recipe) -> Iterator[str]:
     """Everything in data.train, as texts for the tokenizer to learn from."""
-    texts: list[str] = []
-    for item in read(recipe.data.train, recipe.data.format):
-        parts = [item.text] if isinstance(item, Document) else [m.content for m in item.messages]
-        texts += parts
-    return texts
+    for item in read(recipe.data.train, read_options(recipe.data)):
+        if isinstance(item, Document):
+            yield item.text
+        else:
+            yield from (message.content for message in item.messages)
 
 
 def prepared_rows(recipe: Recipe, tokenizer: Tokenizer, root: Path) -> tuple[Shards, Shards | None]:
     """Training and validation rows of a recipe, kept below `root` for the next run."""
-    data = recipe.data
-    settings: dict[str, Any] = {
-        "format": data.format,
-        "max_seq_length": data.max_seq_length,
-        "packing": data.packing,
-        "document_mask": data.document_mask,
-        "too_long": data.too_long,
-        "out_dir": root / ".prepared",
-    }
+    data, out_dir = recipe.data, root / ".prepared"
+    settings = RowSettings.of(data)
     if data.valid is None and data.valid_share == 0:
-        return prepare(data.train, tokenizer, **settings), None
+        return prepare(data.train, tokenizer, settings, out_dir=out_dir), None
     return prepare_pair(
         data.train,
         data.valid,
         tokenizer,
+        settings,
         valid_share=data.valid_share,
         seed=recipe.train.seed,
-        **settings,
+        out_dir=out_dir,
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PEERS = ROOT / "bench" / "peers"  # other projects' environments, which git ignores
 ALLOWLIST = tomllib.loads((Path(__file__).parent / "allowlist.toml").read_text(encoding="utf-8"))
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -31,7 +32,8 @@ class Module:
 @functools.cache
 def modules(*folders: str) -> tuple[Module, ...]:
     """Every Python file below the folders."""
-    files = sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+    found_files = (file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+    files = sorted(file for file in found_files if not file.is_relative_to(PEERS))
     found = []
     for file in files:
         text = file.read_text(encoding="utf-8")

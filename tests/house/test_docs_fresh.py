@@ -25,19 +25,16 @@ def test_the_json_schema_is_fresh() -> None:
     assert json.loads(_text(SCHEMA)) == json_schema(), REMEDY
 
 
-def test_the_page_of_sizes_is_fresh() -> None:
-    assert _text(docs.SIZES_PAGE) == docs.sizes_markdown(), REMEDY
-
-
-def test_the_page_of_performance_is_fresh() -> None:
-    page = _text(docs.PERFORMANCE_PAGE)
-    assert docs.with_generated(page, docs.performance_markdown()) == page, REMEDY
+@pytest.mark.parametrize("page", [docs.SIZES_PAGE, docs.PERFORMANCE_PAGE, docs.DATA_PAGE])
+def test_the_page_is_fresh(page: str) -> None:
+    assert _text(page) == docs.generated_pages()[page], REMEDY
 
 
 def test_only_the_generated_part_is_replaced() -> None:
-    page = f"before\n{docs._BEGIN}\nold\n{docs._END}\nafter\n"
+    begin, end = (mark.format("generated") for mark in docs._MARKS)
+    page = f"before\n{begin}\nold\n{end}\nafter\n"
     once = docs.with_generated(page, "new\n")
-    assert once == f"before\n{docs._BEGIN}\n\nnew\n\n{docs._END}\nafter\n"
+    assert once == f"before\n{begin}\n\nnew\n\n{end}\nafter\n"
     assert docs.with_generated(once, "new\n") == once
     with pytest.raises(UserError, match="lost the marks"):
         docs.with_generated("before\nafter\n", "new")

@@ -1,4 +1,4 @@
-"""`mule data`, `mule init` and `mule runs plot`: what they write and say."""
+"""`mule init` and `mule runs plot`: what they write and say."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from mule.commands import data, init, plot
+from mule.commands import init, plot
 from mule.config.load import load_recipe
 from mule.config.schema import Recipe
 from mule.data.sources import Conversation, read
 from mule.errors import UserError
 from mule.run import Run
-
-WORDS = ["model.size=1m", "tokenizer.vocab_size=300", "data.max_seq_length=64"]
 
 
 @pytest.fixture
@@ -24,17 +21,6 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     init.run(Path("shop"))
     return tmp_path
-
-
-def chats(*pairs: tuple[str, str]) -> str:
-    lines = []
-    for question, answer in pairs:
-        messages = [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": answer},
-        ]
-        lines.append(json.dumps({"messages": messages}) + "\n")
-    return "".join(lines)
 
 
 # ---------------------------------------------------------------- init
@@ -88,59 +74,7 @@ def test_init_here_and_in_a_folder_with_an_odd_name(
     assert recipe.name is not None and Recipe(name=recipe.name)
 
 
-# ---------------------------------------------------------------- data
-
-
-def test_preview_shows_which_tokens_are_learned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("x.jsonl").write_text(chats(("Which way?", "Left."), ("Now?", "No " * 90), ("a", "b")))
-    result = data.preview(None, [*WORDS, "data.train=x.jsonl"], rows=2)
-    short, long = result["examples"]
-    assert [piece["trained"] for piece in short["pieces"]] == [False, True]
-    assert short["pieces"][0]["text"].endswith("Which way?<|im_end|>\n<|im_start|>assistant\n")
-    assert short["pieces"][1]["text"] == "Left.<|im_end|>"
-    assert (short["fits"], long["fits"]) == (True, False)
-    assert (short["file"], short["line"], long["line"]) == ("x.jsonl", 1, 2)
-    command = f"mule data prepare {' '.join(WORDS)} data.train=x.jsonl"
-    assert result["next"] == command
-    assert list(tmp_path.iterdir()) == [tmp_path / "x.jsonl"]  # nothing is left behind
-
-
-def test_preview_of_a_document_is_its_beginning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("a.txt").write_text("One two three. " * 200)
-    Path("b.txt").write_text("The end.")
-    words = [*WORDS, "data.train=[a.txt,b.txt]"]
-    long, short = data.preview(None, words)["examples"]
-    assert long["cut"] and not short["cut"]
-    text = "".join(piece["text"] for piece in long["pieces"])
-    assert text == ("One two three. " * 200)[: len(text)] and len(text) == 600
-    assert "".join(piece["text"] for piece in short["pieces"]) == "The end.<|endoftext|>"
-    assert short["trained"] == short["tokens"] - 1  # nothing precedes the first
-
-
-def test_the_terminal_marks_what_is_learned() -> None:
-    from mule.cli import render
-
-    console = Console(color_system=None, width=80, record=True, file=open("/dev/null", "w"))
-    pieces = [{"text": "hi ", "trained": False}, {"text": "yes", "trained": True}]
-    example = {"file": "x.jsonl", "line": 3, "tokens": 1200, "trained": 2, "pieces": pieces}
-    example |= {"fits": False, "cut": False}
-    result = {"max_seq_length": 1024, "too_long": "drop", "examples": [example]}
-    render.print_preview(console, result)
-    console.file.close()
-    lines = [line.rstrip() for line in console.export_text().splitlines()]
-    assert lines == [
-        "learned: [[like this]]",
-        "",
-        "x.jsonl:3 · 1,200 tokens, 2 learned · over data.max_seq_length=1,024: data.too_long=drop",
-        "hi [[yes]]",
-        "",
-    ]
+# ---------------------------------------------------------------- results
 
 
 def test_lists_inside_a_result_are_words_not_python() -> None:
@@ -158,23 +92,6 @@ def test_lists_inside_a_result_are_words_not_python() -> None:
         ("sources.2.file", "b.txt"),
         ("sources.2.bytes", "5"),
     ]
-
-
-def test_prepare_makes_the_rows_that_training_finds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    turns = [(f"What is {n}?", "A number.") for n in range(20)]
-    Path("x.jsonl").write_text(chats(*turns, ("Long?", "Yes " * 200)))
-    words = [*WORDS, "data.train=x.jsonl", "data.valid_share=0.1"]
-    result = data.prepare(None, words)
-    assert result["kind"] == "chat"
-    assert result["examples"] + result["dropped"] + result["valid"]["examples"] == 21
-    assert 0 < result["targets"] < result["tokens"]
-    assert 0 < result["fill"] <= 1
-    assert Path(result["folder"]).parent == Path("runs/.prepared")
-    assert result["next"] == f"mule train {' '.join(WORDS)} data.train=x.jsonl data.valid_share=0.1"
-    assert data.prepare(None, words)["folder"] == result["folder"]  # found, not made again
 
 
 # ---------------------------------------------------------------- plot

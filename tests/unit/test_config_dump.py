@@ -33,6 +33,8 @@ def _branch(branch: dict[str, Any]) -> st.SearchStrategy[Any]:
     if branch["type"] == "array":
         items = _branch(branch["items"])
         return st.lists(items, min_size=branch.get("minItems", 0), max_size=3, unique=True)
+    if branch["type"] == "object":
+        return st.dictionaries(TEXT, TEXT, max_size=3)
     if branch["type"] == "integer":
         return st.integers(branch["minimum"], min(branch.get("maximum", 10**12), 10**12))
     if branch["type"] == "number":

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mule.data.chat import Example, render_example, render_examples
-from mule.data.contract import check_example, trained_runs
+from mule.data.contract import check_example, render_checked, trained_runs
 from mule.data.sources import Conversation, Message
 from mule.errors import DataError
 from mule.tokenizer import Tokenizer
@@ -133,7 +133,32 @@ def test_templates_that_do_not_fit_are_refused_with_the_row(
         render_example(tokenizer, _chat("a", "b", system="s"))
 
 
+def test_batches_rendered_in_threads_are_the_same() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    tokenizer = Tokenizer.train(CORPUS, 330)  # nothing of it is computed yet
+    batches = [
+        [_chat("What is", f"it {n} <|im_end|>" * (n % 2), "x", "y")] * 3 for n in range(1, 20)
+    ]
+    batches = [[c for c in batch if c.messages[1].content] for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda batch: render_checked(tokenizer, batch), batches))
+    for batch, groups in zip(batches, found, strict=True):
+        for group, wanted in zip(groups, render_examples(TOKENIZER, batch), strict=True):
+            assert [e.ids.tolist() for e in group] == [e.ids.tolist() for e in wanted]
+
+
 # ---------------------------------------------------------------- the contract
+
+
+def test_a_row_without_contract_names_its_line(tmp_path: Path) -> None:
+    template = "{% for m in messages %}<|im_start|>{{ m.content[:5] }}<|im_end|>{% endfor %}"
+    template += "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    rows = [replace(_chat("a", "b" * n), line=n) for n in range(1, 9)]
+    message = "^a.jsonl:6: the chat template loses or changes message 2 .assistant.: its text 'bb"
+    with pytest.raises(DataError, match=message):
+        render_checked(_with_template(tmp_path, template), rows)
+    assert render_checked(TOKENIZER, []) == []
 
 
 def _broken(change: str) -> Example:

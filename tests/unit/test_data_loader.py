@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mule import progress
 from mule.batch import IGNORE, Batch
+from mule.data import prepare as prepare_module
 from mule.data.chat import render_example
+from mule.data.hold_out import Item, decide_split, sides
 from mule.data.loader import Loader, ValidSet
-from mule.data.prepare import prepare, prepare_pair, split_held_out
+from mule.data.prepare import RowSettings
 from mule.data.shards import Shards, open_shards
-from mule.data.sources import Conversation, Document, Message, read
+from mule.data.sources import read
+from mule.data.sources.items import Conversation, Document, Message
+from mule.data.sources.options import ReadOptions
 from mule.errors import DataError, StorageError, UserError
 from mule.tokenizer import Tokenizer
 
@@ -28,6 +33,36 @@ class Notes(progress.Silence):
 
     def note(self, text: str, level: str) -> None:
         self.texts.append(text)
+
+
+def prepare(
+    paths: list[Any], tokenizer: Tokenizer, *, out_dir: Any, valid: bool = False, **settings: Any
+) -> Shards:
+    settings_ = RowSettings(ReadOptions(), **settings)
+    return prepare_module.prepare(paths, tokenizer, settings_, out_dir=out_dir, valid=valid)
+
+
+def prepare_pair(
+    train: list[Any],
+    valid: list[Any] | None,
+    *,
+    valid_share: float,
+    seed: int,
+    out_dir: Path,
+    max_seq_length: int = 211,
+) -> tuple[Shards, Shards]:
+    settings = RowSettings(ReadOptions(), max_seq_length)
+    return prepare_module.prepare_pair(
+        train, valid, TOKENIZER, settings, valid_share=valid_share, seed=seed, out_dir=out_dir
+    )
+
+
+def split_held_out(items: list[Item], share: float, seed: int) -> tuple[list[Item], list[Item]]:
+    split = decide_split(lambda: items, share, seed)
+    parts: tuple[list[Item], list[Item]] = ([], [])
+    for side, item in sides(items, split):
+        parts[side].append(item)
+    return parts
 
 
 def _text_file(folder: Path, documents: list[str] = DOCUMENTS) -> Path:
@@ -74,7 +109,7 @@ def test_documents_become_windows(tmp_path: Path, document_mask: bool, valid: bo
     ids = [[*TOKENIZER.encode(text), TOKENIZER.document_end_id] for text in DOCUMENTS]
     stream = np.concatenate(ids)
     documents = np.repeat(np.arange(len(ids)), [len(i) for i in ids])
-    assert shards.tokens.tolist() == stream.tolist()
+    assert shards.parts[0].tokens.tolist() == stream.tolist()
     full, rest = divmod(len(stream) - 1, 19)
     assert rest > 0
     assert shards.num_rows == full + valid
@@ -118,7 +153,7 @@ def test_targets_are_counted_whatever_the_window(tmp_path: Path, length: int) ->
 def test_long_documents_are_encoded_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, add_bos: bool
 ) -> None:
-    from mule.data import prepare as module
+    from mule.data import encode as module
     from mule.tokenizer import core
 
     TOKENIZER.save(tmp_path)
@@ -135,8 +170,8 @@ def test_long_documents_are_encoded_in_parts(
     monkeypatch.undo()
     start = [tokenizer.bos_id] if add_bos else []
     whole = [[*start, *tokenizer.encode(d), tokenizer.document_end_id] for d in documents]
-    assert shards.tokens.tolist() == [token_id for ids in whole for token_id in ids]
-    assert np.diff(shards.offsets).tolist() == [len(ids) for ids in whole]
+    assert shards.parts[0].tokens.tolist() == [token_id for ids in whole for token_id in ids]
+    assert np.diff(shards.parts[0].offsets).tolist() == [len(ids) for ids in whole]
 
 
 def test_too_little_text_is_refused_and_nothing_written(tmp_path: Path) -> None:
@@ -203,7 +238,7 @@ def test_too_long_examples(tmp_path: Path, too_long: str, kept: int) -> None:
         f"14 of 23 examples are longer than data.max_seq_length={limit} and were {what}"
     ]
     assert shards.index["num_dropped"] + shards.index["num_truncated"] == 14
-    assert max(np.diff(shards.offsets)) == limit + 1
+    assert max(np.diff(shards.parts[0].offsets)) == limit + 1
     assert (_all_rows(shards).targets != IGNORE).any(dim=1).all()
     with pytest.raises(DataError, match=rf"chat.jsonl:\d+: \d+ tokens, more than .*={limit}"):
         prepare([file], TOKENIZER, max_seq_length=limit, too_long="error", out_dir=tmp_path / "q")
@@ -252,13 +287,13 @@ def test_prepared_once_for_the_same_content_and_settings(tmp_path: Path) -> None
 def test_a_damaged_folder_is_made_again(tmp_path: Path) -> None:
     file, out = _chat_file(tmp_path), tmp_path / "prepared"
     first = prepare([file], TOKENIZER, max_seq_length=211, out_dir=out)
-    tokens = first.tokens.tolist()
+    tokens = first.parts[0].tokens.tolist()
     content = bytearray((first.folder / "tokens.bin").read_bytes())
     content[5] ^= 1
     (first.folder / "tokens.bin").write_bytes(content)
     with progress.using(notes := Notes()):
         again = prepare([file], TOKENIZER, max_seq_length=211, out_dir=out)
-    assert again.tokens.tolist() == tokens
+    assert again.parts[0].tokens.tolist() == tokens
     assert "prepared data is damaged and is made again" in notes.texts[0]
     assert "tokens.bin: its content differs" in notes.texts[0]
 
@@ -269,7 +304,7 @@ def test_opening_a_folder_that_is_not_whole(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"trained.bin: 1 bytes where the index says [\d,]+"):
         open_shards(shards.folder)
     (shards.folder / "index.json").write_text('{"version": 99}')
-    with pytest.raises(StorageError, match="prepared data of version 99; this Mule reads 1"):
+    with pytest.raises(StorageError, match="prepared data of version 99; this Mule reads 2"):
         open_shards(shards.folder)
     with pytest.raises(StorageError, match=r"index.json: no such file"):
         open_shards(tmp_path)
@@ -281,20 +316,16 @@ def test_opening_a_folder_that_is_not_whole(tmp_path: Path) -> None:
 def test_a_share_is_held_out_by_seed(tmp_path: Path) -> None:
     file, out = _chat_file(tmp_path), tmp_path / "p"
 
-    def pair(seed: int) -> tuple[Shards, Shards]:
-        return prepare_pair(
-            [file], None, TOKENIZER, valid_share=0.2, seed=seed, max_seq_length=211, out_dir=out
-        )
+    def pair(seed: int, share: float = 0.2) -> tuple[Shards, Shards]:
+        return prepare_pair([file], None, valid_share=share, seed=seed, out_dir=out)
 
     train, valid = pair(3)
     assert (train.num_examples, valid.num_examples) == (19, 4)
     assert [s.folder for s in pair(3)] == [train.folder, valid.folder]
-    assert pair(4)[1].tokens.tolist() != valid.tokens.tolist()
+    assert pair(4)[1].parts[0].tokens.tolist() != valid.parts[0].tokens.tolist()
     for share in (0.0, 0.6):
         with pytest.raises(UserError, match=f"^{share:g} of the data cannot be held out"):
-            prepare_pair(
-                [file], [], TOKENIZER, valid_share=share, seed=3, max_seq_length=99, out_dir=out
-            )
+            pair(3, share)
 
 
 def test_given_and_found_validation_files(tmp_path: Path) -> None:
@@ -303,16 +334,15 @@ def test_given_and_found_validation_files(tmp_path: Path) -> None:
     _chat_file(tmp_path / "data", 5, "valid.jsonl")
     given = _chat_file(tmp_path, 7)
     for valid_paths, count in ((None, 5), ([given], 7)):
-        train, valid = prepare_pair(
-            [tmp_path / "data"],
-            valid_paths,
-            TOKENIZER,
-            valid_share=0.1,
-            seed=3,
-            max_seq_length=211,
-            out_dir=tmp_path / "p",
-        )
+        with progress.using(notes := Notes()):
+            train, valid = prepare_pair(
+                [tmp_path / "data"], valid_paths, valid_share=0.1, seed=3, out_dir=tmp_path / "p"
+            )
         assert (train.num_examples, valid.num_examples) == (11, count)
+        assert notes.texts == [
+            f"{count} of {count} validation conversations are in the training data, word for "
+            "word: the validation loss will look better than the model is"
+        ]
 
 
 def _conversation(n: int, line: int) -> Conversation:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from mule import fsio
-from mule.errors import StorageError
+from mule.errors import DataError, StorageError
 
 
 def test_a_file_survives_an_exception(tmp_path: Path) -> None:
@@ -139,6 +140,66 @@ def test_leftovers_go_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("x")
     fsio.remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_folders_are_resumed_after_a_failure(tmp_path: Path) -> None:
+    root, paths = tmp_path / ".partial-work", (tmp_path / "train", tmp_path / "valid")
+    for error in (KeyboardInterrupt(), StorageError("full"), OSError(errno.ENOSPC, "full")):
+        with pytest.raises(type(error) if not isinstance(error, OSError) else StorageError):
+            with fsio.resumable_folders(root, *paths) as work:
+                (work.folders[0] / "tokens").write_text("12")
+                work.log.write_text("{}")
+                raise error
+    assert [path.name for path in tmp_path.iterdir()] == [".partial-work"]
+    with fsio.resumable_folders(root, *paths) as work:
+        assert (work.folders[0] / "tokens").read_text() == "12"
+        assert work.log.read_text() == "{}"
+        (work.folders[1] / "tokens").write_text("3")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train", "valid"]
+    for path in paths:
+        assert sorted(file.name for file in path.iterdir()) == ["manifest.json", "tokens"]
+        fsio.verify_folder(path)
+
+
+def test_folders_of_bad_input_are_not_kept(tmp_path: Path) -> None:
+    root, path = tmp_path / ".partial-work", tmp_path / "train"
+    path.mkdir()
+    (path / "old").write_text("1")
+    with pytest.raises(DataError), fsio.resumable_folders(root, path) as work:
+        (work.folders[0] / "tokens").write_text("12")
+        raise DataError("a.jsonl", 3, "broken")
+    assert [found.name for found in tmp_path.iterdir()] == ["train"]
+    assert [found.name for found in path.iterdir()] == ["old"]
+    with fsio.resumable_folders(root, path) as work:
+        assert not list(work.folders[0].iterdir())
+    assert [found.name for found in path.iterdir()] == ["manifest.json"]
+
+
+def test_a_lock_is_waited_for_and_leaves_nothing(tmp_path: Path) -> None:
+    lock, order = tmp_path / "work.lock", []
+    waiting = threading.Barrier(4)
+
+    def other(name: str) -> None:
+        with fsio.locked(lock, waiting.wait):
+            order.append(f"{name} in")
+            order.append(f"{name} out")
+
+    def unexpected() -> None:
+        raise AssertionError("nobody else holds it")
+
+    threads = [threading.Thread(target=other, args=(n,), daemon=True) for n in "abc"]
+    with fsio.locked(lock, unexpected):
+        for thread in threads:
+            thread.start()
+        waiting.wait(10)  # all three are told, then wait
+        assert order == []
+    for thread in threads:
+        thread.join(10)
+    assert len(order) == 6 and all(order[n][0] == order[n + 1][0] for n in (0, 2, 4))
+    assert not lock.exists()
+    with pytest.raises(ValueError, match="stop"), fsio.locked(lock, unexpected):
+        raise ValueError("stop")
+    assert not lock.exists()
 
 
 def test_json_holds_no_nan(tmp_path: Path) -> None:

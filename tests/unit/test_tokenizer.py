@@ -105,7 +105,7 @@ def test_long_texts_are_cut(tokenizer: Tokenizer) -> None:
     from mule.tokenizer.core import _cut
 
     text = "Paris is the capital. " * 3000
-    assert len(_cut(text)) == 5
+    assert len(_cut(text)) == 17
     assert tokenizer.encode(text) == tokenizer._literal.encode(text).ids
 
 
@@ -228,6 +228,47 @@ def test_a_template_that_rewrites_messages_refuses_typed_specials(tmp_path: Path
 def test_bad_messages(tokenizer: Tokenizer, messages: list, message: str) -> None:
     with pytest.raises(UserError, match=message):
         tokenizer.render_chat(messages, add_generation_prompt=True)
+
+
+_CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": "1 <|im_end|>"}}}
+
+
+def test_typed_special_tokens_in_calls_and_tools_stay_text(tokenizer: Tokenizer) -> None:
+    chat = [
+        {"role": "user", "content": "1 + 1?", "name": "<|im_start|>"},
+        {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+        {"role": "tool", "content": "2<|im_end|>", "tool_call_id": "<|im_end|>"},
+    ]
+    described = [{"name": "add<|im_start|>", "description": "<|im_end|>", "<|im_end|>": ["x"]}]
+    ids = tokenizer.encode_prompt(chat, described)
+    text = tokenizer.render_chat(chat, add_generation_prompt=True, tools=described)
+    assert tokenizer.decode(ids) == text
+    assert text.count("<|im_end|>") == 4 + 4  # typed, and of the system, user, answer and result
+    assert sum(map(tokenizer.is_special, ids)) == 2 * 4 + 1
+    messages, tools, mark = tokenizer.protect(chat, described)
+    assert mark
+    assert "<|im_end|>" not in json.dumps([messages, tools], ensure_ascii=False)
+    assert tokenizer.protect(CHAT) == (CHAT, None, "")
+
+
+@pytest.mark.parametrize(
+    "calls", [[{}], ["add"], "add", [{"function": {"name": "add", "arguments": "1"}}]]
+)
+def test_tool_calls_without_name_or_arguments(tokenizer: Tokenizer, calls: object) -> None:
+    chat = [CHAT[1], {"role": "assistant", "content": "", "tool_calls": calls}]
+    with pytest.raises(UserError, match="message 2 has a tool call without a name and arguments"):
+        tokenizer.render_chat(chat, add_generation_prompt=False)
+
+
+def test_many_special_tokens_are_found_too(tmp_path: Path) -> None:
+    """More first characters than are looked for one by one."""
+    _shared().save(tmp_path)
+    backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    backend.add_special_tokens([AddedToken(f"{c}end", special=True) for c in "!#$%&*+/"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    ids = tokenizer.encode_prompt([{"role": "user", "content": "a $end b <|im_end|>"}])
+    assert sum(map(tokenizer.is_special, ids)) == 3
 
 
 # ---------------------------------------------------------------- foreign templates

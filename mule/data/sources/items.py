@@ -86,6 +86,23 @@ class Preference:
     line: int
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something left out or not used, which is no mistake but must be said.
+
+    `lost` is True where words that could be learnt were left out.
+    """
+
+    file: str
+    line: int | None
+    message: str
+    lost: bool = False
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        return f"{place}: {self.message}"
+
+
 Item = Document | Conversation | Preference
 
 

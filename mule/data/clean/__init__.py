@@ -1,0 +1,1 @@
+"""What is taken out of the data before training, and how it is divided."""
