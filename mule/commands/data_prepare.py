@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 def run(words: list[str], *, tokenizer: str | None = None, root: Path = RUNS) -> dict[str, Any]:
     """Make the rows where `mule train` looks for them, or find them there; their figures."""
-    from mule.train.assemble import prepared_rows
+    from mule.data.prepare import prepared_rows
 
     inputs = open_inputs(words, tokenizer, throw_away=False)
     started_at, clock = time.time(), time.monotonic()
-    train, valid = prepared_rows(inputs.recipe, inputs.tokenizer, root)
+    train, valid = prepared_rows(inputs.data, inputs.recipe.train.seed, inputs.tokenizer, root)
     seconds = time.monotonic() - clock
     made = sum(s.num_tokens for s in (train, valid) if s and _made_at(s) >= started_at)
     speed = {"seconds": seconds, "tokens_per_second": made / seconds} if made else {}

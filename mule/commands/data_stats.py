@@ -35,10 +35,10 @@ def _find(target: str, root: Path) -> tuple[list[Path], str]:
         return [folder], ""
     if folder.suffix in (".yaml", ".yml"):
         from mule.commands.data_inputs import open_inputs
-        from mule.train.assemble import prepared_rows
+        from mule.data.prepare import prepared_rows
 
         inputs = open_inputs([target], throw_away=False)
-        shards = prepared_rows(inputs.recipe, inputs.tokenizer, root)
+        shards = prepared_rows(inputs.data, inputs.recipe.train.seed, inputs.tokenizer, root)
         return [s.folder for s in shards if s], shlex.join(["mule", "train", target])
     for run in (folder, root / target):
         if (run / "recipe.yaml").is_file():

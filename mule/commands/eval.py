@@ -74,14 +74,14 @@ def _run_rows(source: Source, tokenizer: Tokenizer) -> Shards:
     """The validation rows of the run that a model came from."""
     from mule.commands.lineage import lineage_of
     from mule.config.load import load_recipe
-    from mule.train.assemble import prepared_rows
+    from mule.data.prepare import prepared_rows
 
     hint = "name the data: mule eval MODEL --data FILE"
     folder = lineage_of(source).get("run")
     if folder is None:
         raise UserError(f"{source.name} comes from no run, so it has no validation rows", hint)
     recipe = load_recipe(Path(folder) / "resolved.yaml", []).recipe
-    _, held_out = prepared_rows(recipe, tokenizer, Path(folder).parent)
+    _, held_out = prepared_rows(recipe.data, recipe.train.seed, tokenizer, Path(folder).parent)
     if held_out is None:
         raise UserError(f"{source.name} was trained without validation rows", hint)
     return held_out

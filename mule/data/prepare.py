@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from mule.tokenizer import Tokenizer
 Paths = Sequence[str | Path]
 
 _HASHED_BYTES = 1 << 22  # at once
+_STALE_S = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,24 @@ class Job:
     sources: Sources
     outputs: tuple[Output, ...]
     split: tuple[float, int] | None = None
+
+
+def prepared_rows(
+    data: DataSection, seed: int, tokenizer: Tokenizer, root: Path
+) -> tuple[Shards, Shards | None]:
+    """Training and validation rows of a recipe, kept below `root` for the next run."""
+    out_dir, settings = root / ".prepared", RowSettings.of(data)
+    if data.valid is None and data.valid_share == 0:
+        return prepare(data.train, tokenizer, settings, out_dir=out_dir), None
+    return prepare_pair(
+        data.train,
+        data.valid,
+        tokenizer,
+        settings,
+        valid_share=data.valid_share,
+        seed=seed,
+        out_dir=out_dir,
+    )
 
 
 def prepare(
@@ -211,6 +231,7 @@ def fulfil(job: Job) -> list[Shards]:
         if (found or waited) and (found := _found(job, tell=False)):
             shutil.rmtree(root, ignore_errors=True)  # of a process killed right after its commit
             return found
+        _remove_stale(root)
         fsio.require_space(first.folder.parent, job.sources.num_bytes, "preparing the data")
         with fsio.resumable_folders(root, *(output.folder for output in job.outputs)) as work:
             _make(job, work)
@@ -234,6 +255,17 @@ def _found(job: Job, *, tell: bool) -> list[Shards] | None:
         if shards[-1].index["key"] != output.key:
             return None
     return shards
+
+
+def _remove_stale(root: Path) -> None:
+    """Delete what was begun beside `root` long ago, for data or settings that changed since."""
+    for work in root.parent.glob(fsio.partial_name("prepare-*")):
+        is_held = work.with_name(f"{work.name}.lock").exists()
+        if work == root or not work.is_dir() or is_held:
+            continue
+        if time.time() - work.stat().st_mtime > _STALE_S:
+            shutil.rmtree(work, ignore_errors=True)
+            progress.note(f"removed {work}: begun over a week ago and never finished")
 
 
 def _state(file: Path) -> tuple[int, int]:

@@ -32,7 +32,6 @@ from mule.tokenizer import Tokenizer
 
 _SYNC_S = 30.0  # at most this much work is lost to a kill,
 _SYNC_CHARS = 64_000_000  # or this much text
-_WORKERS = 2  # one encodes while the other turns its tokens into Python's and back
 _AHEAD = 3  # batches read before the oldest is written
 
 OnBytes = Callable[[int], None]
@@ -201,7 +200,7 @@ def _encoded(
     With the bytes that were read up to it. The first error in the order of the data is raised,
     wherever it arises.
     """
-    pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="encode")
+    pool = ThreadPoolExecutor(1, thread_name_prefix="encode")
     waiting: deque[tuple[Batch, Future[tuple[Block, Block]], int]] = deque()
     try:
         try:

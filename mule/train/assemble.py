@@ -15,7 +15,7 @@ from mule.adapters.source import find_source
 from mule.config.load import identity_fingerprint
 from mule.config.schema import Recipe
 from mule.data.loader import Loader, ValidSet
-from mule.data.prepare import RowSettings, prepare, prepare_pair, read_options
+from mule.data.prepare import prepared_rows, read_options
 from mule.data.shards import Shards
 from mule.data.sources import Document, read
 from mule.errors import ConfigError
@@ -54,7 +54,9 @@ def assemble(recipe: Recipe, run: Run) -> Parts:
     """Build every part of the run; nothing of it depends on whether the run is resumed."""
     base_dir = base_folder(recipe)
     tokenizer = _kept_tokenizer(recipe, run, base_dir)
-    train_shards, valid_shards = prepared_rows(recipe, tokenizer, run.folder.parent)
+    train_shards, valid_shards = prepared_rows(
+        recipe.data, recipe.train.seed, tokenizer, run.folder.parent
+    )
     config = read_config(base_dir) if base_dir else new_model_config(recipe, tokenizer.vocab_size)
     _check_fit(recipe, config, tokenizer)
     facts = _facts(train_shards, recipe.train.device)
@@ -129,23 +131,6 @@ def _texts(recipe: Recipe) -> Iterator[str]:
             yield item.text
         else:
             yield from (message.content for message in item.messages)
-
-
-def prepared_rows(recipe: Recipe, tokenizer: Tokenizer, root: Path) -> tuple[Shards, Shards | None]:
-    """Training and validation rows of a recipe, kept below `root` for the next run."""
-    data, out_dir = recipe.data, root / ".prepared"
-    settings = RowSettings.of(data)
-    if data.valid is None and data.valid_share == 0:
-        return prepare(data.train, tokenizer, settings, out_dir=out_dir), None
-    return prepare_pair(
-        data.train,
-        data.valid,
-        tokenizer,
-        settings,
-        valid_share=data.valid_share,
-        seed=recipe.train.seed,
-        out_dir=out_dir,
-    )
 
 
 def _check_fit(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer) -> None:

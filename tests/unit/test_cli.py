@@ -14,7 +14,7 @@ import pytest
 import mule
 from mule.cli.perform import split_words
 from mule.errors import CheckFailed, DataError, Interrupted, UserError
-from tests.unit.conftest import Mule
+from tests.conftest import Mule
 from tests.unit.test_cli_tables import FILE
 
 HEAVY = ("torch", "transformers", "pydantic", "numpy", "pyarrow", "rich", "ruamel.yaml")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mule.data.sources.options import ReadOptions
-from tests.unit.conftest import Mule
+from tests.conftest import Mule
 
 Fake = Callable[..., None]
 

@@ -141,7 +141,7 @@ _CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
         ),
         (
             {"messages": [*_chat(_ASKED), {**_CALLED, "tool_calls": "f"}]},
-            '"tool_calls" of message 2 is str, not a list of calls',
+            '"tool_calls" of message 2 is a string, not a list of calls',
         ),
         (
             {"messages": [*_chat(_ASKED), {**_CALLED, "tool_calls": [{"arguments": {}}]}]},
@@ -198,7 +198,7 @@ _CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
         ),
         ({"instruction": "a", "output": None, "input": ""}, '"output" is null, not a string'),
         ({"instruction": ["a"], "output": "b"}, '"instruction" is a list, not a string'),
-        ({"instruction": "a", "output": "b", "history": "x"}, '"history" is str, not a list'),
+        ({"instruction": "a", "output": "b", "history": "x"}, '"history" is a string, not a list'),
         ({"instruction": "a", "output": "b", "history": [["q"]]}, "round 1 of .* is not a pair"),
         ({"instruction": "a", "output": "b", "history": [["q", 4]]}, 'round 1 of "history" is a n'),
         ({"instruction": "a", "context": 7, "response": "b"}, '"context" is a number'),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -516,3 +518,19 @@ def test_bars_count_the_bytes_of_the_files(tmp_path: Path) -> None:
     sums = list(told.values())
     assert sums[0] == size and sums[-1] == size and len(sums) == 3
     assert size <= sums[1] <= 2 * size  # read again as far as the document that is cut
+
+
+def test_work_begun_long_ago_is_removed(tmp_path: Path) -> None:
+    old, young, held = (tmp_path / fsio.partial_name(f"prepare-{name}") for name in "oyh")
+    for work in (old, young, held):
+        work.mkdir()
+        (work / "tokens.bin").write_bytes(b"12")
+    week_ago = time.time() - prepare_module._STALE_S - 60
+    for work in (old, held):
+        os.utime(work, (week_ago, week_ago))
+    held.with_name(f"{held.name}.lock").touch()
+    notes = Notes()
+    with progress.using(notes):
+        prepare([_text_file(tmp_path, ["Paris. " * 40])], TOKENIZER, _settings(), out_dir=tmp_path)
+    assert [work.exists() for work in (old, young, held)] == [False, True, True]
+    assert notes.texts == [f"removed {old}: begun over a week ago and never finished"]

@@ -274,8 +274,8 @@ _ANSWER = {"role": "assistant", "content": "b"}
     [
         (None, r'"messages" is null, not a list'),
         ([], r'"messages" is an empty list'),
-        ("hi", r'"messages" is str, not a list'),
-        (["hi"], r"message 1 is str, not an object"),
+        ("hi", r'"messages" is a string, not a list'),
+        (["hi"], r"message 1 is a string, not an object"),
         ([_USER, {"content": "b"}], r'message 2 has no "role"'),
         ([_USER, {"role": "assistant"}], r'message 2 has no "content"'),
         ([_USER, {"role": "boss", "content": "b"}], r"unknown role 'boss'(.|\n)*system, develo"),

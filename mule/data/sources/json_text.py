@@ -14,7 +14,7 @@ def row_of(file: Path, line: int, value: Any) -> Row:
     """DataError unless `value` is an object."""
     if isinstance(value, dict):
         return Row(value, str(file), line)
-    found = "a string" if isinstance(value, str) else type_name(value)
+    found = type_name(value)
     raise DataError(
         file,
         line,

@@ -45,7 +45,7 @@ def messages_of(row: Row, key: str) -> list[Message]:
     messages = row.value.get(key)
     if not isinstance(messages, list) or not messages:
         found = "an empty list" if messages == [] else type_name(messages)
-        row.fail(f'"{key}" is {found}, not a list of messages', "give at least two messages")
+        row.fail(f'"{key}" is {found}, not a list of messages', f"write a list; {_EXAMPLE}")
     return [message(row, value, number) for number, value in enumerate(messages, start=1)]
 
 

@@ -10,6 +10,7 @@ from mule.errors import DataError
 MAX_ROW_BYTES = 64 * 10**6  # far beyond any context; what is longer is a mistake in the file
 _TYPE_NAMES = {
     type(None): "null",
+    str: "a string",
     bool: "true or false",
     int: "a number",
     float: "a number",
