@@ -16,19 +16,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from mule.errors import ModelError
+from mule.tokenizer.words import PATTERNS
 
 _TIME_LIMIT_S = 10.0
-
-# GPT-2's, Llama 3's and Qwen2's: known to be harmless, so that loading them starts no process.
-_LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-_SPACES = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_KNOWN = frozenset(
-    {
-        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-        rf"{_LETTERS}|\p{{N}}{{1,3}}|{_SPACES}",
-        rf"{_LETTERS}|\p{{N}}|{_SPACES}",
-    }
-)
 
 # Long runs of one and of two characters, each ended by one that fits nothing, and then by the
 # characters of the pattern: the engine gives up at once on a text without them.
@@ -51,7 +41,7 @@ except BaseException:
 def check_patterns(backend: Tokenizer, file: Path) -> None:
     """Raises ModelError for a pattern in `file` that does not end in time on a short text."""
     for pattern in dict.fromkeys(_patterns(backend)):
-        if pattern not in _KNOWN and not _ends(pattern):
+        if pattern not in PATTERNS and not _ends(pattern):
             shown = pattern if len(pattern) <= 60 else pattern[:60] + "..."
             raise ModelError(
                 f"{file}: its pattern {shown} takes exponential time on some texts, "

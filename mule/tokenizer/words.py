@@ -33,7 +33,7 @@ _LLAMA3 = (
     r"| ?[^\sA-Za-z0-9]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
 _QWEN2 = tuple(p.replace(r"\p{N}{1,3}", r"\p{N}").replace("[0-9]{1,3}", "[0-9]") for p in _LLAMA3)
-_PATTERNS = {pair[0]: pair for pair in (_GPT2, _LLAMA3, _QWEN2)}
+PATTERNS = {pair[0]: pair for pair in (_GPT2, _LLAMA3, _QWEN2)}
 
 Split = Callable[[str], list[str]]
 
@@ -159,4 +159,4 @@ def _pattern(pre_tokenizer: dict) -> tuple[str, ...] | None:
         return None
     if bytes_of["use_regex"] or bytes_of["add_prefix_space"]:
         return None
-    return _PATTERNS.get(split["pattern"].get("Regex", ""))
+    return PATTERNS.get(split["pattern"].get("Regex", ""))
