@@ -93,8 +93,8 @@ def test_what_is_left_out_is_counted() -> None:
     ("change", "message"),
     [
         ({"role": "system"}, "this message has the unknown role 'system'"),
-        ({"rank": "0"}, '"rank" of this message is str, not a number'),
-        ({"deleted": "no"}, '"deleted" of this message is str'),
+        ({"rank": "0"}, '"rank" of this message is a string, not a number'),
+        ({"deleted": "no"}, '"deleted" of this message is a string'),
         ({"text": 5}, '"text" of this message is a number'),
         ({"message_id": "p1"}, 'the "message_id" p1 was given before'),
         ({"parent_id": 3}, '"parent_id" is a number'),
@@ -109,7 +109,7 @@ def test_messages_that_cannot_be_read(change: Tree, message: str) -> None:
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ("hi", "prompt is str, not an object"),
+        ("hi", "prompt is a string, not an object"),
         ({"role": "prompter", "text": "a", "replies": 3}, '"replies" is a number, not a list'),
         ({"role": "prompter", "text": "a", "replies": [3]}, "a reply is a number, not an object"),
     ],
