@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from mule.data.check import Part
 
 
+_REPEATED = frozenset({"leak", "near-leak", "duplicate", "near-duplicate"})  # what mix takes out
+
+
 def run(
     words: list[str],
     *,
@@ -47,7 +50,9 @@ def run(
         **result,
         "tokenizer": inputs.tokenizer_origin,
         "repaired": repaired if fix_encoding else None,
-        "next": _next(result, words, sorted({str(Path(file).parent) for file in repaired})),
+        "next": _next(
+            result, words, sorted({str(Path(file).parent) for file in repaired}), tokenizer
+        ),
     }
 
 
@@ -86,11 +91,17 @@ def _copy_of(file: Path, folders: Sequence[Path], out: Path | None) -> Path:
     return (out or file.with_name(f"{stem}-fixed")) / file.name
 
 
-def _next(result: Mapping[str, Any], words: Sequence[str], folders: Sequence[str]) -> str:
+def _next(
+    result: Mapping[str, Any], words: Sequence[str], folders: Sequence[str], tokenizer: str | None
+) -> str:
     """The fix that comes first, or a look at what the model will see."""
-    codes = {problem["code"] for problem in result["problems"]}
+    problems = result["problems"]
     paths = list(folders) or list(words)
-    if "mojibake" in codes and not folders:
-        return shlex.join(["mule", "data", "check", *paths, "--fix-encoding"])
+    named = ["--tokenizer", tokenizer] if tokenizer else []
+    if not folders and any(problem["code"] == "mojibake" for problem in problems):
+        return shlex.join(["mule", "data", "check", *paths, *named, "--fix-encoding"])
+    errors = {problem["code"] for problem in problems if problem["severity"] == "error"}
+    if errors and errors <= _REPEATED:
+        return shlex.join(["mule", "data", "mix", *paths, "--out", "FOLDER"])
     verb = "preview" if result["ok"] else "check"
-    return shlex.join(["mule", "data", verb, *paths])
+    return shlex.join(["mule", "data", verb, *paths, *named])

@@ -74,6 +74,9 @@ def test_what_comes_next(folder: Path, tmp_path: Path) -> None:
     assert hint == f"mule data check {folder} --fix-encoding writes repaired copies"
     clean = _write(tmp_path / "clean.jsonl", _chats())
     assert data_check.run([str(clean)])["next"] == f"mule data preview {clean}"
+    repeated = _write(tmp_path / "repeated.jsonl", [*_chats()[:1]] * 9)
+    found = data_check.run([str(repeated)])["next"]
+    assert found == f"mule data mix {repeated} --out FOLDER"
     broken = _write(tmp_path / "broken.jsonl", [*_chats(), {"messages": []}])
     assert data_check.run([str(broken)])["next"] == f"mule data check {broken}"
 
@@ -94,7 +97,7 @@ def test_fix_encoding_writes_copies_beside_the_folder(folder: Path) -> None:
         str(fixed / "train.jsonl"),
         str(fixed / "valid.jsonl"),
     }
-    assert result["next"] == f"mule data check {fixed}"
+    assert result["next"] == f"mule data mix {fixed} --out FOLDER"
 
 
 def test_fix_encoding_of_a_file_and_into_a_named_folder(tmp_path: Path) -> None:

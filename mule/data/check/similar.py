@@ -150,8 +150,8 @@ class Similar:
     def _about_leaks(self) -> Iterator[Problem]:
         _, num_held = self._counts()
         hint = (
-            "the score on such rows shows memory, not skill: take them out on one side, "
-            "or let mule data split make the two"
+            "the score on such rows shows memory, not skill: "
+            "mule data mix PATH --out FOLDER takes them out of the training rows"
         )
         for finding, code, how, limit in (
             (self._exact_leaks, "leak", "also in the training files", _WORTHLESS_LEAK),
