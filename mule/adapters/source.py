@@ -12,6 +12,7 @@ from mule.adapters.lora import load_lora
 from mule.errors import ModelError
 from mule.models.decoder import Decoder
 from mule.models.folder import load_model
+from mule.models.pickled import PICKLE_SUFFIXES, convert_command
 from mule.run import Run
 from mule.tokenizer import Tokenizer
 
@@ -46,6 +47,11 @@ def find_source(text: str, *, base: str | None = None, runs: Path = RUNS) -> Sou
         if not path.is_file():
             raise ModelError(f"{path}: no such file", "mule export writes GGUF files; see --help")
         return Source(path.stem, gguf_file=path)
+    if path.suffix in PICKLE_SUFFIXES and path.is_file():
+        raise ModelError(
+            f"{path}: a pickle file, which can run code when read",
+            f"convert it, in a process that runs nothing of it: {convert_command(path)}",
+        )
     folder = _folder_of(path, text, runs)
     name = folder.parent.name if folder.name.startswith("checkpoint-") else folder.name
     if not (folder / "adapter_config.json").is_file():

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import mule
+from mule.cli.convert_verb import convert
 from mule.cli.data_verbs import data_app
 from mule.cli.perform import DEBUG, PLAIN, Json, Result, perform, split_words, tabled
 
@@ -192,6 +193,9 @@ def merge(
         return command.run(adapter, out=out, base=base)
 
     perform(work, as_json=as_json)
+
+
+app.command()(convert)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from mule.errors import ModelError
 from mule.models.config import ModelConfig
 from mule.models.decoder import Decoder, empty_decoder
 from mule.models.families import family
+from mule.models.pickled import PICKLE_SUFFIXES, convert_command
 
 MAX_SHARD_BYTES = 4 * 2**30
 
@@ -46,7 +47,7 @@ def weight_files(folder: Path | str) -> list[Path]:
         if file.resolve().parent != folder.resolve():
             raise ModelError(f"{index}: names {file.name} outside the folder", "download it again")
         if not file.is_file():
-            raise ModelError(f"{folder}: {file.name} is missing{_pickle_note(folder)}", _WAY_OUT)
+            raise _missing(folder, file.name)
     return files
 
 
@@ -132,12 +133,15 @@ def model_state(model: Decoder) -> dict[str, torch.Tensor]:
     return state
 
 
-_WAY_OUT = "Mule reads safetensors only; get a safetensors copy of this model"
-
-
-def _pickle_note(folder: Path) -> str:
-    pickles = [f.name for f in folder.glob("*") if f.suffix in (".bin", ".pt", ".pth")]
-    return f" ({pickles[0]} is a pickle file, which can run code when read)" if pickles else ""
+def _missing(folder: Path, name: str) -> ModelError:
+    pickles = sorted(f for f in folder.glob("*") if f.suffix in PICKLE_SUFFIXES)
+    if not pickles:
+        return ModelError(f"{folder}: {name} is missing", "download or export the model again")
+    return ModelError(
+        f"{folder}: {name} is missing ({pickles[0].name} is a pickle file, which can run code "
+        "when read)",
+        f"convert it, in a process that runs nothing of it: {convert_command(pickles[0])}",
+    )
 
 
 def _open(file: Path) -> Any:

@@ -165,7 +165,7 @@ CASES = {
         [
             "hub: model.safetensors is missing (pytorch_model.bin is a pickle file, "
             "which can run code when read)",
-            "hint: Mule reads safetensors only; get a safetensors copy of this model",
+            "mule convert hub/pytorch_model.bin --out hub-converted",
         ],
         prepare=pickle_model,
     ),

@@ -45,7 +45,19 @@ def test_every_verb_is_there(mule_cli: Mule) -> None:
     code, out, _ = mule_cli("--help")
     assert code == 0
     for verb in (
-        *("demo", "init", "data", "train", "runs", "merge", "export", "verify", "eval", "chat"),
+        *(
+            "demo",
+            "init",
+            "data",
+            "train",
+            "runs",
+            "merge",
+            "convert",
+            "export",
+            "verify",
+            "eval",
+            "chat",
+        ),
         *("bench", "recipe"),
     ):
         assert f"\n  {verb} " in out, verb
