@@ -1,0 +1,107 @@
+"""What the ways of bench/train.py share: the job, the memory and the times of updates.
+
+Each way runs in a process and an environment of its own, so nothing of Mule is imported here.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+BETAS, WEIGHT_DECAY, LEARNING_RATE, MAX_GRAD_NORM = (0.9, 0.95), 0.1, 1e-4, 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A shape and how much of it to train; an update is one micro-batch of `rows`."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    intermediate_size: int
+    row_length: int
+    rows: int
+    warm_up: int  # updates before the timed ones; the first compiles
+    timed: int
+    threads: int
+    head_dim: int = 64
+
+
+def arguments() -> tuple[Job, str]:
+    """The arguments of a peer's script: the job as JSON, and which variant of the way."""
+    return Job(**json.loads(sys.argv[1])), sys.argv[2]
+
+
+def begin(job: Job) -> int:
+    """Set the process up; the bytes it holds after its imports, from which memory is counted.
+
+    The compiler's are among the imports, whether a way compiles or not.
+    """
+    import torch._inductor.compile_fx
+
+    torch.set_num_threads(job.threads)
+    torch.manual_seed(0)
+    return memory_bytes("VmRSS")
+
+
+def memory_bytes(field: str) -> int:
+    """VmRSS, resident now, or VmHWM, the most so far, of this process alone.
+
+    getrusage would count the parent too, whose memory a child holds until it starts its program.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}; this benchmark needs Linux")
+
+
+def random_rows(job: Job) -> torch.Tensor:
+    """Token ids (rows, row_length + 1), others at each call."""
+    return torch.randint(0, job.vocab_size, (job.rows, job.row_length + 1))
+
+
+def time_updates(job: Job, update: Callable[[], float]) -> tuple[list[float], list[float]]:
+    """Seconds and losses of all updates of the job; `update` makes its batch and gives its loss."""
+    seconds, losses = [], []
+    for _ in range(job.warm_up + job.timed):
+        started = time.perf_counter()
+        losses.append(update())
+        seconds.append(time.perf_counter() - started)
+    return seconds, losses
+
+
+def state_bytes(parameters: Iterable[torch.Tensor], optimizer: torch.optim.Optimizer) -> int:
+    """Memory of fp32 weights and moments: what an update changes, of any way the same size."""
+    tensors = [*parameters, *(v for s in optimizer.state.values() for v in s.values())]
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+
+
+def figures(
+    job: Job, seconds: list[float], losses: list[float], *, baseline: int, state: int
+) -> dict[str, Any]:
+    """What a way reports: times of updates, mean loss, memory above the imports (`baseline`)."""
+    timed = seconds[job.warm_up :]
+    return {
+        "tokens_per_second": len(timed) * job.rows * job.row_length / sum(timed),
+        "updates_s": timed,
+        "first_update_s": seconds[0],
+        "loss": sum(losses) / len(losses),
+        "peak_bytes": memory_bytes("VmHWM") - baseline,
+        "state_bytes": state,
+        "baseline_bytes": baseline,
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of what this environment measured with."""
+    return {name: importlib.metadata.version(name) for name in ("torch", *packages)}
