@@ -93,12 +93,23 @@ def train(
     words: Words = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the same run.")] = False,
     name: Annotated[str | None, typer.Option(help="Name of the run's folder.")] = None,
+    launch: Annotated[
+        str | None,
+        typer.Option(
+            help="Start nothing: print the command (torchrun:2x8, machines x processes) "
+            "or write the script (slurm:2x8) that trains with several processes."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train what a recipe says: from scratch, on chats, or an adapter."""
     recipe, overrides = split_words(words or [])
 
     def work() -> Result:
+        if launch is not None:
+            from mule.commands import launch as launcher
+
+            return launcher.run(launch, recipe, overrides, resume=resume, name=name)
         from mule.commands import train as command
 
         return command.run(recipe, overrides, resume=resume, name=name)
@@ -317,3 +328,7 @@ def bench(
         return command.run(what, words or [])
 
     perform(work, as_json=as_json)
+
+
+if __name__ == "__main__":  # torchrun -m mule.cli.main
+    main()

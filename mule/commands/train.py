@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mule.config.schema import Recipe
     from mule.run import Run
     from mule.train.assemble import Parts
+    from mule.train.distributed import Group
 
 
 def run(
@@ -25,33 +26,56 @@ def run(
     """Train what the recipe says, in `root`/`name`; the summary of the run."""
     from mule.config.load import load_recipe
     from mule.run import Run
+    from mule.train.distributed import joined
+
+    with joined() as group:
+        known = _known_run(recipe_file, name, root) if resume else None
+        given = known.folder / "recipe.yaml" if known else None
+        if known and recipe_file == given and (known.folder / "resolved.yaml").is_file():
+            recipe_file = known.folder / "resolved.yaml"  # as it was run, with its overrides
+        loaded = load_recipe(recipe_file, overrides)
+        run_name = name or loaded.recipe.name or (recipe_file.stem if recipe_file else "run")
+        if known is None and resume and (root / run_name / "recipe.yaml").is_file():
+            known = Run.open(root / run_name)
+        folder = known.folder if known else root / run_name
+        group.connect(loaded.recipe.train.device)
+        target = _target(known, folder, loaded.text, group)
+        summary = _train(target, loaded.recipe, group, is_new=known is None)
+    if not group.is_first:
+        raise SystemExit(0)  # the first process shows the result
+    return summary
+
+
+def _target(known: Run | None, folder: Path, text: str, group: Group) -> Run:
+    """The run to train in; made by the first process, and only read by the others."""
+    from mule.run import Run
+    from mule.train.onlooker import Onlooker
+
+    if group.is_first and known is None:
+        known = Run.create(folder.parent, folder.name, text)
+    return known if known and group.is_first else Onlooker(folder)
+
+
+def _train(run: Run, recipe: Recipe, group: Group, *, is_new: bool) -> dict[str, Any]:
+    """Train in the folder of `run`, which is kept once an update was begun."""
     from mule.train.assemble import assemble
     from mule.train.loop import fit
 
-    known = _known_run(recipe_file, name, root) if resume else None
-    resolved = known.folder / "resolved.yaml" if known else None
-    if known and resolved and recipe_file == known.folder / "recipe.yaml" and resolved.is_file():
-        recipe_file = resolved  # as it was run, with its overrides
-    loaded = load_recipe(recipe_file, overrides)
-    run_name = name or loaded.recipe.name or (recipe_file.stem if recipe_file else "run")
-    if known is None and resume and (root / run_name / "recipe.yaml").is_file():
-        known = Run.open(root / run_name)
-    target = known or Run.create(root, run_name, loaded.text)
-    with target.lock():
+    with run.lock():
         try:
-            parts = assemble(loaded.recipe, target)
-            _record(target, parts)
-            summary = fit(target, parts)
+            parts = assemble(recipe, run, group)
+            group.from_first(lambda: _record(run, parts))
+            summary = fit(run, parts)
         except MuleError as error:
-            if known is None and target.attempt == 0:
-                target.discard()  # refused before the first update: the name stays free
+            if is_new and run.attempt == 0:
+                run.discard()  # refused before the first update: the name stays free
             elif not isinstance(error, Interrupted):
-                _record_failure(target, error)
+                _record_failure(run, error)
             raise
-        target.log_event("finished", step=summary["steps"], val_loss=summary["val_loss"])
-        target.sync()
+        run.log_event("finished", step=summary["steps"], val_loss=summary["val_loss"])
+        run.sync()
     chat = parts.train.shards.kind == "chat"
-    return summary | {"next": _next(target.folder, chat=chat, adapter=bool(parts.base[1]))}
+    return summary | {"next": _next(run.folder, chat=chat, adapter=bool(parts.base[1]))}
 
 
 def _record(run: Run, parts: Parts) -> None:
@@ -106,9 +130,14 @@ def _known_run(recipe_file: Path | None, name: str | None, root: Path) -> Run | 
     from mule.run import Run
 
     for folder in (recipe_file.parent if recipe_file else None, root / name if name else None):
-        if folder is not None and (folder / "recipe.yaml").is_file():
+        if folder is not None and (folder / "recipe.yaml").is_file() and _is_run(folder, root):
             return Run.open(folder)
     return None
+
+
+def _is_run(folder: Path, root: Path) -> bool:
+    """Whether a folder with a recipe.yaml is a run, and not where somebody keeps a recipe."""
+    return (folder / "run.lock").is_file() or folder.resolve().parent == root.resolve()
 
 
 def _refuse_changes(run: Run, recipe: Recipe) -> None:

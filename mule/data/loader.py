@@ -63,8 +63,12 @@ class ValidSet:
         return -(-self.num_rows // self._micro_batch_rows)
 
     def __iter__(self) -> Iterator[Batch]:
-        for first in range(0, self.num_rows, self._micro_batch_rows):
-            rows = np.arange(first, min(first + self._micro_batch_rows, self.num_rows))
+        return self.batches(range(self.num_rows))
+
+    def batches(self, share: range) -> Iterator[Batch]:
+        """The batches of some of the rows, which follow each other."""
+        for first in range(share.start, share.stop, self._micro_batch_rows):
+            rows = np.arange(first, min(first + self._micro_batch_rows, share.stop))
             yield make_batch(self.shards, rows, num_rows=self._micro_batch_rows)
 
 

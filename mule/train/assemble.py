@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from mule.data.loader import Loader, ValidSet
 from mule.data.prepare import prepared_rows, read_options
 from mule.data.shards import Shards
 from mule.data.sources import Document, read
-from mule.errors import ConfigError
+from mule.errors import ConfigError, UserError
 from mule.models import cost
 from mule.models.config import ModelConfig
 from mule.models.decoder import Decoder, empty_decoder
@@ -26,6 +26,7 @@ from mule.models.folder import load_weights, read_config
 from mule.plan.resolve import Facts, Resolved, new_model_config, resolve
 from mule.run import Run
 from mule.tokenizer import Tokenizer
+from mule.train.distributed import ALONE, Group, stable_number
 from mule.train.optim import AdamW, AdamWSettings
 from mule.train.precision import DTYPES, set_up_torch
 
@@ -43,30 +44,35 @@ class Parts:
     train: Loader
     valid: ValidSet | None
     base: tuple[Path, dict[str, str | None]]
-    matmul_peak_flops: float
+    matmul_peak_flops: float  # of all processes together
+    group: Group = ALONE
 
     @property
     def recipe(self) -> Recipe:
         return self.resolved.recipe
 
 
-def assemble(recipe: Recipe, run: Run) -> Parts:
+def assemble(recipe: Recipe, run: Run, group: Group = ALONE) -> Parts:
     """Build every part of the run; nothing of it depends on whether the run is resumed."""
     base_dir = base_folder(recipe)
-    tokenizer = _kept_tokenizer(recipe, run, base_dir)
-    train_shards, valid_shards = prepared_rows(
-        recipe.data, recipe.train.seed, tokenizer, run.folder.parent
+    tokenizer = group.after_first(lambda: _kept_tokenizer(recipe, run, base_dir))
+    train_shards, valid_shards = group.after_first(
+        lambda: prepared_rows(recipe.data, recipe.train.seed, tokenizer, run.folder.parent)
     )
     config = read_config(base_dir) if base_dir else new_model_config(recipe, tokenizer.vocab_size)
     _check_fit(recipe, config, tokenizer)
-    facts = _facts(train_shards, recipe.train.device)
+    facts = Facts(
+        **group.from_first(lambda: asdict(_facts(train_shards, recipe.train.device, group)))
+    )
     resolved = resolve(recipe, config, facts)
     settings = resolved.recipe
+    identity = identity_fingerprint(settings)
+    _check_group(group, resolved.step_rows, (identity, train_shards.folder.name))
     model, optimizer = model_and_optimizer(settings, config, base_dir)
     micro_rows = int(settings.train.micro_batch_rows)
     return Parts(
         resolved=resolved,
-        identity=identity_fingerprint(settings),
+        identity=identity,
         tokenizer=tokenizer,
         config=config,
         model=model,
@@ -76,7 +82,8 @@ def assemble(recipe: Recipe, run: Run) -> Parts:
         if valid_shards
         else None,
         base=_base(settings, base_dir),
-        matmul_peak_flops=facts.matmul_peak_flops,
+        matmul_peak_flops=facts.matmul_peak_flops * _num_peaks(settings.train.device, group),
+        group=group,
     )
 
 
@@ -152,8 +159,28 @@ def _check_fit(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer) -> Non
         )
 
 
-def _facts(shards: Shards, device: str) -> Facts:
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+def _check_group(group: Group, step_rows: int, same: tuple[str, str]) -> None:
+    if step_rows < group.world_size:
+        raise UserError(
+            f"an update of {step_rows} rows cannot be shared by {group.world_size} processes",
+            f"start at most {step_rows}, or raise train.step_rows",
+        )
+    group.agree(
+        "recipe, data and tokenizer",
+        lambda: stable_number(*same),
+        "every machine must see the same files: put recipe, data and runs on a shared disk",
+    )
+
+
+def _num_peaks(device: str, group: Group) -> int:
+    """How often the measured peak is there: a GPU for each process, or the cores of a machine."""
+    return group.world_size if device == "cuda" else group.num_machines
+
+
+def _facts(shards: Shards, device: str, group: Group) -> Facts:
+    """Of this machine and the data; what processes share is divided among them."""
+    cuda = torch.cuda.is_available()
+    mps = torch.backends.mps.is_available() and group.is_alone
     if device == "auto":
         device = "cuda" if cuda else "mps" if mps else "cpu"
     fast_bf16 = machine.has_fast_bf16()
@@ -165,10 +192,10 @@ def _facts(shards: Shards, device: str) -> Facts:
         row_length=shards.row_length,
         targets_per_row=shards.num_targets / shards.num_rows,
         examples_per_row=shards.num_examples / shards.num_rows,
-        cpu_cores=machine.physical_cores(),
+        cpu_cores=max(1, machine.physical_cores() // group.local_size),
         fast_bf16=fast_bf16,
         cpp_compiler=machine.has_cpp_compiler(),
-        available_bytes=machine.available_bytes(),
+        available_bytes=machine.available_bytes() // group.local_size,
         matmul_peak_flops=peak,
         cuda=cuda,
         mps=mps,

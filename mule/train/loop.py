@@ -15,8 +15,9 @@ import torch
 
 from mule import progress
 from mule.batch import Batch
+from mule.data.loader import ValidSet
 from mule.errors import CheckFailed, Interrupted
-from mule.evaluate.loss import held_out_loss
+from mule.evaluate.loss import HeldOutLoss, held_out_loss
 from mule.generate.engine import greedy_answers
 from mule.models import cost
 from mule.run import Run
@@ -40,9 +41,9 @@ def fit(run: Run, parts: Parts) -> dict[str, Any]:
     trainer = _Trainer(run, parts)
     start = trainer.resume()
     num_steps = parts.resolved.num_steps
-    with stop_on_signal() as stop, _progress(parts, start) as bar:
+    with stop_on_signal(alone=parts.group.is_alone) as stop, _progress(parts, start) as bar:
         for step in range(start, num_steps):
-            result = trainer.update(step)
+            result = trainer.update(step, stop)
             done = step + 1
             last = done == num_steps
             if last or done % int(parts.recipe.evaluate.every_steps) == 0:
@@ -61,7 +62,7 @@ class _Trainer:
     """The parts of the loop's body, in the order in which they happen."""
 
     def __init__(self, run: Run, parts: Parts) -> None:
-        self.run, self.parts, recipe = run, parts, parts.recipe
+        self.run, self.parts, self.group, recipe = run, parts, parts.group, parts.recipe
         lora = recipe.adapter.kind == "lora"
         flops = cost.lora_flops_per_token if lora else cost.train_flops_per_token
         row_length = parts.train.shards.row_length
@@ -77,12 +78,15 @@ class _Trainer:
 
     def resume(self) -> int:
         """Load the newest good checkpoint; the number of updates already done."""
-        found = self.run.latest_checkpoint()
-        if found is None:
-            self.run.start_attempt(from_step=0)
-            return 0
-        step = load_checkpoint(found[1], self.parts)
+        found = self.group.from_first(self._newest_checkpoint)
+        step = 0 if found is None else load_checkpoint(self.run.checkpoint_dir(found), self.parts)
+        self._agree_on_weights(step)
         self.run.start_attempt(from_step=step)
+        if not self.group.is_alone:
+            sizes = {"world_size": self.group.world_size, "machines": self.group.num_machines}
+            self.run.log_event("processes", **sizes)
+        if found is None:
+            return 0
         for row in self.run.metrics():
             if row["step"] <= step:
                 self.recent.append(row["loss"])
@@ -92,7 +96,7 @@ class _Trainer:
         progress.note(f"resuming after update {step}")
         return step
 
-    def update(self, step: int) -> StepResult | None:
+    def update(self, step: int, stop: StopRequest) -> StepResult | None:
         """One update; None when it was refused because loss or gradient were not finite."""
         started_at = time.perf_counter()
         recipe = self.parts.recipe
@@ -105,12 +109,14 @@ class _Trainer:
                 lr=self.rate(step),
                 max_grad_norm=recipe.optim.max_grad_norm,
                 dropout_seeds=seeds if recipe.adapter.lora.dropout > 0 else (),
+                group=self.group,
+                stop=stop,
             )
         except NonFiniteStep as error:
             self._refuse(step, error)
             return None
         self.refused = 0
-        tokens = sum(batch.input_ids.numel() for batch in batches)
+        tokens = self.parts.train.rows_per_update * self.parts.train.shards.row_length
         self.meter.add(time.perf_counter() - started_at, tokens)
         self.recent.append(result.loss)
         return result
@@ -118,10 +124,10 @@ class _Trainer:
     def evaluate(self, done: int) -> None:
         """Validation loss on the fixed set, and answers to the user's prompts."""
         if self.parts.valid is not None:
-            found = held_out_loss(self.parts.model, self.parts.valid)
+            found = self._held_out_loss(self.parts.valid)
             self.held_out = {"val_loss": found.loss, "val_perplexity": found.perplexity}
         prompts = self.parts.recipe.evaluate.prompts
-        if prompts:
+        if prompts and self.group.is_first:
             self.run.log_samples(done, dict(zip(prompts, self._answers(prompts))))
 
     def log(self, done: int, result: StepResult | None, bar: progress.Task) -> None:
@@ -146,7 +152,21 @@ class _Trainer:
         bar.advance(1, **(row | self.held_out))
 
     def save(self, done: int) -> None:
-        """Commit a checkpoint, then point to it."""
+        """Commit a checkpoint, once all processes are found to have the same weights."""
+        self._agree_on_weights(done)
+        self.group.from_first(lambda: self._commit(done))
+
+    def _agree_on_weights(self, done: int) -> None:
+        """CheckFailed when processes that must hold the same bits do not."""
+        self.group.agree(
+            f"the weights after update {done}",
+            self.parts.optimizer.digest,
+            "give every machine the same files and software; the last checkpoint is good: "
+            "go on from it with --resume",
+        )
+
+    def _commit(self, done: int) -> None:
+        """Write a checkpoint, then point to it."""
         save_checkpoint(self.run.checkpoint_dir(done), self.parts, done)
         self.run.sync()
         self.run.set_latest(done)
@@ -171,12 +191,30 @@ class _Trainer:
         }
 
     def _micro_batches(self, step: int) -> tuple[list[Batch], list[int]]:
-        """The update's rows, cut; one dropout seed for each part, from (seed, step, first row)."""
+        """This process's rows, cut; one dropout seed for each part, from (seed, step, first row)."""
         seed, size = self.parts.recipe.train.seed, int(self.parts.recipe.train.micro_batch_rows)
         rows = self.parts.train.rows_for_step(step)
-        cuts = range(0, len(rows), size)
-        batches = [self.parts.train.batch(rows[i : i + size]).to(self.device) for i in cuts]
+        share = self.group.share(len(rows))
+        cuts = range(share.start, share.stop, size)
+        parts = (rows[i : min(i + size, share.stop)] for i in cuts)
+        batches = [self.parts.train.batch(part).to(self.device) for part in parts]
         return batches, [stable_seed(seed, step, i) for i in cuts]
+
+    def _newest_checkpoint(self) -> int | None:
+        """How many updates the newest good checkpoint holds."""
+        found = self.run.latest_checkpoint()
+        return None if found is None else found[0]
+
+    def _held_out_loss(self, valid: ValidSet) -> HeldOutLoss:
+        """Over the whole set, each process having summed its share of the rows."""
+        found = held_out_loss(self.parts.model, valid.batches(self.group.share(valid.num_rows)))
+        if self.group.is_alone:
+            return found
+        sums = [found.loss * found.num_targets, found.num_targets]
+        total = torch.tensor(sums, dtype=torch.float64, device=self.device)
+        self.group.sum_(total)
+        nll, count = total.tolist()
+        return HeldOutLoss(nll / max(count, 1), round(count))
 
     def _refuse(self, step: int, error: NonFiniteStep) -> None:
         self.refused += 1

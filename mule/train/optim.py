@@ -13,7 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from mule.train.distributed import Group
+
 _ALIGNMENT = 64  # elements; keeps every view on a cache line, as fresh tensors are
+_NUM_FIGURES = _ALIGNMENT  # room before the summed gradients for what travels with them
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class AdamW:
         self.settings = settings
         self.num_updates = 0
         self._summed = False  # whether this update's gradients are in the sums
+        self._sums: torch.Tensor | None = None  # the groups' grad_sum, one after the other
         trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         decayed = [(n, p) for n, p in trained if p.dim() >= 2 and "embed_tokens" not in n]
         kept = [(n, p) for n, p in trained if not (p.dim() >= 2 and "embed_tokens" not in n)]
@@ -99,12 +103,24 @@ class AdamW:
 
     def accumulate(self) -> None:
         """Add the gradients of one micro-batch to fp32 sums and clear them."""
+        if self._sums is None:
+            self._sums = self._make_sums()
         for group in self._groups:
-            if group.grad_sum is None:
-                group.grad_sum = torch.zeros_like(group.grad, dtype=torch.float32)
+            assert group.grad_sum is not None
             group.grad_sum.add_(group.grad)
             group.grad.zero_()
         self._summed = True
+
+    def sum_over(self, group: Group, figures: torch.Tensor) -> None:
+        """Sum the accumulated gradients, and `figures` (n,) fp32 in place, over all processes.
+
+        One message, in fp32 whatever the weights are; an integer is exact up to 2**24.
+        """
+        assert self._summed and self._sums is not None and len(figures) <= _NUM_FIGURES
+        room = self._sums[: len(figures)]
+        room.copy_(figures)
+        group.sum_(self._sums)
+        figures.copy_(room)
 
     def grad_norm(self) -> torch.Tensor:
         """Euclidean norm of all gradients, fp32 scalar."""
@@ -161,6 +177,14 @@ class AdamW:
         for group in self._groups:
             group.weight.copy_(group.master)
 
+    def digest(self) -> int:
+        """A number (under 2**62) that changes with any bit of masters and moments."""
+        state = (t for g in self._groups for t in (g.master, g.exp_avg, g.exp_avg_sq))
+        sums = [tensor.view(torch.int32).sum(dtype=torch.int64) for tensor in state]
+        return (
+            sum(value * (2 * i + 1) for i, value in enumerate(torch.stack(sums).tolist())) % 2**62
+        )
+
     def state_bytes(self) -> int:
         """Memory of masters and moments."""
         return sum(
@@ -168,6 +192,16 @@ class AdamW:
             for group in self._groups
             for tensor in (group.master, group.exp_avg, group.exp_avg_sq)
         )
+
+    def _make_sums(self) -> torch.Tensor:
+        """One fp32 buffer for the sums of all groups, after room for figures."""
+        size = _NUM_FIGURES + sum(group.grad.numel() for group in self._groups)
+        sums = torch.zeros(size, device=self._groups[0].grad.device)
+        start = _NUM_FIGURES
+        for group in self._groups:
+            group.grad_sum = sums[start : start + group.grad.numel()]
+            start += group.grad.numel()
+        return sums
 
     def _named(self) -> Iterator[tuple[_Group, str]]:
         for group in self._groups:

@@ -1,0 +1,141 @@
+"""The recipes that come with Mule: each is run, made small, by the commands in its own header."""
+
+from __future__ import annotations
+
+import json
+import random
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mule.commands import recipes
+from mule.config.load import load_recipe
+from mule.config.presets import presets
+from mule.models import cost
+from mule.models.decoder import empty_decoder
+from mule.plan.resolve import new_model_config
+from mule.run import Run
+from mule.train.optim import AdamW, AdamWSettings
+from tests.life.tiny_life import Forker, write_data
+
+PRETRAIN = {"pretrain-25m": 25.7e6, "pretrain-124m": 123.6e6, "pretrain-350m": 349.2e6}
+OURS = (*PRETRAIN, "sft-112m-mix")
+# What makes a recipe small: the model, its rows and its updates; all else stays as written.
+ANY = ("data.max_seq_length=96", "train.compile=false", "train.threads=1", "train.precision=fp32")
+SMALL = (
+    *("model.hidden_size=32", "model.num_layers=2", "model.num_heads=2", "model.num_kv_heads=1"),
+    *("model.head_dim=16", "model.intermediate_size=48", "model.max_position_embeddings=128"),
+    *("tokenizer.vocab_size=320", "train.tokens=1800", "train.step_tokens=480"),
+    *("optim.warmup_steps=1", "data.valid_share=0.1"),
+)
+SHORT = ("train.steps=3", "train.step_examples=6", "optim.warmup_steps=1", "evaluate.every_steps=2")
+
+
+def write_sources(folder: Path) -> None:
+    """Texts in corpus/, and Alpaca, GSM8K and Dolly in their own formats, as a user has them."""
+    write_data(folder)
+    (folder / "corpus").mkdir()
+    (folder / "text.txt").rename(folder / "corpus" / "text.txt")
+    (folder / "gsm8k").mkdir()
+    draw = random.Random(1)
+
+    def words() -> str:
+        return " ".join(str(draw.randrange(10**6)) for _ in range(4))
+
+    alpaca = [{"instruction": words(), "input": "", "output": words()} for _ in range(30)]
+    (folder / "alpaca.json").write_text(json.dumps(alpaca))
+    sums = [{"question": words(), "answer": f"{words()}\n#### {n}"} for n in range(40)]
+    _write(folder / "gsm8k" / "train.jsonl", sums[:30])
+    _write(folder / "gsm8k" / "test.jsonl", sums[30:])
+    names = ("instruction", "context", "response", "category")
+    _write(folder / "dolly.jsonl", [{name: words() for name in names} for _ in range(30)])
+
+
+def _write(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def header_commands(name: str) -> list[list[str]]:
+    """The words after `mule` of each command in the recipe's header."""
+    lines = presets()[name].read_text().splitlines()
+    found = [line.removeprefix("#   mule ") for line in lines if line.startswith("#   mule ")]
+    return [shlex.split(line) for line in found]
+
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_a_pretraining_recipe_runs(forker: Forker, tmp_path: Path, name: str) -> None:
+    write_sources(tmp_path)
+    (words,) = header_commands(name)
+    code = forker.run(tmp_path, *words, *SMALL, *ANY)
+    assert code == 0, (tmp_path / "output.log").read_text()
+    run = Run.open(tmp_path / "runs" / name)
+    assert [row["step"] for row in run.metrics()] == [1, 2, 3, 4]
+    assert run.checkpoints()[-1][0] == 4
+    assert {len(row["answers"]) for row in run.samples()} == {2}
+
+
+def test_the_mix_recipe_runs(forker: Forker, tmp_path: Path) -> None:
+    """All the commands of its header, in order."""
+    write_sources(tmp_path)
+    base, mix, sft = header_commands("sft-112m-mix")
+    assert base[-1] == "tokenizer.vocab_size=35200"
+    for words in ((*base[:-1], *SMALL, *ANY), mix, (*sft, *SHORT, *ANY)):
+        code = forker.run(tmp_path, *words)
+        assert code == 0, (tmp_path / "output.log").read_text()
+    card = json.loads((tmp_path / "sft-mix" / "mix.json").read_text())
+    assert [source["name"] for source in card["sources"]] == ["alpaca", "gsm8k", "dolly"]
+    rows = Run.open(tmp_path / "runs" / "sft-112m-mix").metrics()
+    assert [row["step"] for row in rows if "val_loss" in row] == [2, 3]
+    assert rows[0]["learning_rate"] == pytest.approx(7e-5)
+    assert rows[-1]["learning_rate"] < 7e-5
+
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_a_model_has_the_size_of_its_name(name: str) -> None:
+    recipe = load_recipe(presets()[name], []).recipe
+    config = new_model_config(recipe, recipe.tokenizer.vocab_size or 0)
+    assert cost.total_params(config) == pytest.approx(PRETRAIN[name], rel=2e-3)
+
+
+def test_the_base_of_the_mix_has_112_million_parameters() -> None:
+    (words, *_) = header_commands("sft-112m-mix")
+    recipe = load_recipe(presets()[words[1]], words[-1:]).recipe
+    config = new_model_config(recipe, recipe.tokenizer.vocab_size or 0)
+    assert cost.total_params(config) == pytest.approx(112e6, rel=2e-3)
+
+
+def test_the_mix_recipe_says_what_was_asked_for() -> None:
+    recipe = load_recipe(presets()["sft-112m-mix"], []).recipe
+    optim, train = recipe.optim, recipe.train
+    assert (optim.learning_rate, optim.min_learning_rate) == (7e-5, 1e-5)
+    assert (optim.weight_decay, optim.warmup_steps, optim.max_grad_norm) == (0.05, 10, 1.0)
+    assert (train.steps, train.step_examples, recipe.evaluate.every_steps) == (100, 16 * 16, 10)
+
+
+def test_they_are_listed_with_what_they_do() -> None:
+    listed = {row["name"]: row["about"] for row in recipes.list_recipes()["recipes"]}
+    assert set(OURS) <= set(listed)
+    for name in OURS:
+        assert len(listed[name]) > 20 and listed[name].endswith("."), name
+        assert recipes.show(name)["next"] == f"mule train {name}"
+
+
+def test_decay_acts_on_matrices_only() -> None:
+    """Without a gradient an update is the decay alone."""
+    decay = load_recipe(presets()["sft-112m-mix"], []).recipe.optim.weight_decay
+    recipe = load_recipe(presets()["pretrain-25m"], [*SMALL, *ANY]).recipe
+    model = empty_decoder(new_model_config(recipe, 320), torch.float32)
+    for parameter in model.parameters():
+        parameter.data.fill_(1.0)
+    optimizer = AdamW(model, AdamWSettings(weight_decay=decay))
+    optimizer.step(lr=0.1)
+    kinds = set()
+    for name, weight in optimizer.master_weights().items():
+        kept = weight.dim() == 1 or "embed_tokens" in name
+        expected = 1.0 if kept else 1 - 0.1 * 0.05
+        assert torch.allclose(weight, torch.full_like(weight, expected)), name
+        kinds.add((kept, weight.dim()))
+    assert kinds == {(True, 1), (True, 2), (False, 2)}
