@@ -120,18 +120,27 @@ def verify_folder(folder: Path | str) -> None:
     """Check `folder` against its manifest; StorageError names the first file that differs."""
     folder = Path(folder)
     hint = "use an older checkpoint, or make this folder again"
-    for name, entry in read_json(folder / MANIFEST)["files"].items():
+    for name, num_bytes, sha256 in _entries(folder / MANIFEST, hint):
         file = folder / name
         if not file.is_file():
             raise StorageError(f"{file}: listed in the manifest but missing", hint)
-        if file.stat().st_size != entry["bytes"]:
+        if file.stat().st_size != num_bytes:
             raise StorageError(
-                f"{file}: {file.stat().st_size:,} bytes, the manifest says {entry['bytes']:,}", hint
+                f"{file}: {file.stat().st_size:,} bytes, the manifest says {num_bytes:,}", hint
             )
-        if sha256_file(file) != entry["sha256"]:
+        if sha256_file(file) != sha256:
             raise StorageError(
                 f"{file}: its content differs from its SHA-256 in the manifest", hint
             )
+
+
+def _entries(manifest: Path, hint: str) -> list[tuple[str, int, str]]:
+    """(name, bytes, SHA-256) of every file in a manifest, which may be damaged itself."""
+    try:
+        files = read_json(manifest)["files"]
+        return [(name, int(entry["bytes"]), entry["sha256"]) for name, entry in files.items()]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise StorageError(f"{manifest}: this manifest is damaged", hint) from None
 
 
 def remove_leftovers(parent: Path | str) -> None:
@@ -194,8 +203,11 @@ def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
+        try:
+            with _explain_storage(path):
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
 
 
 # ---------------------------------------------------------------- logs
@@ -353,7 +365,17 @@ _CAUSES = {
 }
 
 
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust libraries (safetensors) tell an errno
+
+
+def _errno_of(error: Exception) -> int | None:
+    """The system's number of an error, also where a library tells it in words."""
+    if told := _OS_ERROR.search(str(error)):
+        return int(told[1])
+    if isinstance(error, OSError):  # numpy's tofile says no more than that it wrote too little
+        return errno.ENOSPC if _SHORT_WRITE.search(str(error)) else error.errno
+    return None
 
 
 @contextlib.contextmanager
@@ -363,8 +385,7 @@ def _explain_storage(path: Path) -> Iterator[None]:
     except MuleError:
         raise
     except Exception as error:
-        told = _OS_ERROR.search(str(error))
-        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        number = _errno_of(error)
         if number not in _CAUSES:
             raise
         cause, hint = _CAUSES[number]

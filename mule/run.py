@@ -239,7 +239,10 @@ class Run:
         for step, path in checkpoints:
             if step not in kept:
                 doomed = path.with_name(f".partial-{path.name}")  # never seen half removed
-                os.rename(path, doomed)
+                try:
+                    os.rename(path, doomed)
+                except OSError as error:  # an old checkpoint too many hurts nobody
+                    progress.note(f"{path} could not be removed: {error.strerror}", "warning")
                 shutil.rmtree(doomed, ignore_errors=True)
 
     # ------------------------------------------------------------ inside

@@ -87,12 +87,14 @@ class _Trainer:
             self.run.log_event("processes", **sizes)
         if found is None:
             return 0
+        lowest = math.inf
         for row in self.run.metrics():
             if row["step"] <= step:
                 self.recent.append(row["loss"])
-                self.best = min(self.best, row.get("val_loss", math.inf))
+                lowest = min(lowest, row.get("val_loss", math.inf))
                 if "val_loss" in row:
                     self.held_out = {key: row[key] for key in ("val_loss", "val_perplexity")}
+        self._point_to_best(step, lowest)
         progress.note(f"resuming after update {step}")
         return step
 
@@ -167,14 +169,28 @@ class _Trainer:
 
     def _commit(self, done: int) -> None:
         """Write a checkpoint, then point to it."""
+        self.run.sync()  # first: a checkpoint must not outlive the rows that led to it
         save_checkpoint(self.run.checkpoint_dir(done), self.parts, done)
-        self.run.sync()
         self.run.set_latest(done)
+        self._set_best(done)
+        self.run.prune(self.parts.recipe.checkpoint.keep)
+
+    def _point_to_best(self, step: int, lowest: float) -> None:
+        """Take the best up from its pointer; make up for one that a killed process did not write.
+
+        `lowest` is the lowest loss logged, for a pointer beyond `step`, which comes again.
+        """
+        pointer = self.run.best()
+        if pointer is not None:
+            self.best = pointer["val_loss"] if pointer["step"] <= step else lowest
+        if self.group.is_first:
+            self._set_best(step)
+
+    def _set_best(self, done: int) -> None:
         loss = self.held_out.get("val_loss", math.inf)
         if loss < self.best:
             self.best = loss
             self.run.set_best(done, loss)
-        self.run.prune(self.parts.recipe.checkpoint.keep)
 
     def summary(self, num_steps: int) -> dict[str, Any]:
         """What `mule train --json` prints."""

@@ -32,7 +32,6 @@ def lab(machine_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     server.close()
 
 
-@pytest.mark.xfail(strict=True, reason="resume does not point to a best it finds in the log")
 def test_killed_between_the_pointers_to_latest_and_best(lab: Lab) -> None:
     """latest.json is written, best.json is not: the resumed run must make up for it."""
     fault = {"call": "mule.run.Run.set_best", "nth": 2, "act": int(signal.SIGKILL)}
@@ -41,7 +40,6 @@ def test_killed_between_the_pointers_to_latest_and_best(lab: Lab) -> None:
         lab.check_goes_on(folder, *SHORT)
 
 
-@pytest.mark.xfail(strict=True, reason="the first checkpoint is committed before the log is synced")
 def test_power_lost_before_the_log_is_synced(lab: Lab) -> None:
     """The first checkpoint is there, the rows that led to it are not: they must come again."""
     fault = {"call": "mule.run.Run.sync", "nth": 1, "act": int(signal.SIGKILL)}
@@ -52,7 +50,6 @@ def test_power_lost_before_the_log_is_synced(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("key", ["files", "bytes", "sha256"])
-@pytest.mark.xfail(strict=True, reason="verify_folder takes the manifest's own keys for granted")
 def test_a_flipped_bit_in_a_key_of_the_manifest(lab: Lab, tmp_path: Path, key: str) -> None:
     home = lab.reference(*SHORT)["folder"] / RUN / "checkpoint-00000004"
     folder = tmp_path / "checkpoint"
@@ -63,7 +60,6 @@ def test_a_flipped_bit_in_a_key_of_the_manifest(lab: Lab, tmp_path: Path, key: s
         fsio.verify_folder(folder)
 
 
-@pytest.mark.xfail(strict=True, reason="locked() lets an OSError through when its file cannot go")
 def test_the_lock_of_a_preparation_cannot_be_removed(lab: Lab) -> None:
     trace = [event for event in read_trace(lab.reference(*SHORT)["trace"]) if "op" in event]
     [number] = [
@@ -74,7 +70,6 @@ def test_the_lock_of_a_preparation_cannot_be_removed(lab: Lab) -> None:
     _failing(lab, "EIO", number, [])
 
 
-@pytest.mark.xfail(strict=True, reason="prune() lets the OSError of its rename through")
 def test_an_old_checkpoint_cannot_be_moved_aside(lab: Lab) -> None:
     trace = [event for event in read_trace(lab.reference(*SHORT)["trace"]) if "op" in event]
     [number] = [
@@ -85,8 +80,7 @@ def test_an_old_checkpoint_cannot_be_moved_aside(lab: Lab) -> None:
     _failing(lab, "EIO", number, [])
 
 
-@pytest.mark.xfail(strict=True, reason="numpy's tofile tells a full disk in words, without errno")
 def test_the_disk_fills_up_in_a_tensor_of_an_export(lab: Lab) -> None:
     if os.geteuid():
-        pytest.xfail("only root can mount a small disk")
+        pytest.skip("only root can mount a small disk")
     _full_disk(lab, "export", 8192)
