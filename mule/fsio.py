@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from typing import IO, Any
 from mule.errors import MuleError, StorageError, UserError
 
 MANIFEST = "manifest.json"
+_HASHED_BYTES = 1 << 22  # at once
 _TEMPORARY = ".partial-"  # prefix of everything that is not yet committed
 
 
@@ -64,7 +64,7 @@ def atomic_file(path: Path | str) -> Iterator[IO[bytes]]:
 def stream_file(path: Path | str, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """A temporary path beside `path` for a large output; checked, flushed, renamed at the end."""
     path = Path(path)
-    with _explain_storage(path):
+    with explain_storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary_name(path)
         try:
@@ -90,7 +90,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     is complete at every moment.
     """
     path = Path(path)
-    with _explain_storage(path):
+    with explain_storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{path.name}-", dir=path.parent))
         try:
@@ -169,7 +169,7 @@ def resumable_folders(root: Path, *paths: Path) -> Iterator[Unfinished]:
     failure keeps it. Hold a lock on `root`: one process at a time.
     """
     work = Unfinished([root / path.name for path in paths], root / "progress.jsonl")
-    with _explain_storage(root):
+    with explain_storage(root):
         for folder in work.folders:
             folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -193,23 +193,6 @@ def partial_name(name: str) -> str:
     return f"{_TEMPORARY}{name}"
 
 
-@contextlib.contextmanager
-def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold `path` as a lock among processes; `on_wait` is called once if another one has it.
-
-    The file goes at the end; the system lets go of a lock when its process ends, however it ends.
-    """
-    descriptor = _take_lock(path, on_wait)
-    try:
-        yield
-    finally:
-        try:
-            with _explain_storage(path):
-                path.unlink(missing_ok=True)
-        finally:
-            os.close(descriptor)
-
-
 # ---------------------------------------------------------------- logs
 
 
@@ -218,7 +201,7 @@ class AppendLog:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        with _explain_storage(self.path):
+        with explain_storage(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _cut_torn_tail(self.path)
             self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -226,12 +209,12 @@ class AppendLog:
     def append(self, row: dict[str, Any]) -> None:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
         content = line.encode()
-        with _explain_storage(self.path):
+        with explain_storage(self.path):
             while content:  # once, but for a disk that fills up: the second write then says so
                 content = content[os.write(self._descriptor, content) :]
 
     def sync(self) -> None:
-        with _explain_storage(self.path):
+        with explain_storage(self.path):
             os.fsync(self._descriptor)
 
     def close(self) -> None:
@@ -254,10 +237,14 @@ def read_log(path: Path | str) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- sums and space
 
 
-def sha256_file(path: Path | str) -> str:
-    """SHA-256 of a file's content, as hexadecimal."""
+def sha256_file(path: Path | str, on_bytes: Callable[[int], None] = lambda _: None) -> str:
+    """SHA-256 of a file's content, as hexadecimal; `on_bytes` is told of every piece read."""
+    content_sum = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while content := file.read(_HASHED_BYTES):
+            content_sum.update(content)
+            on_bytes(len(content))
+    return content_sum.hexdigest()
 
 
 def sha256_json(value: Any) -> str:
@@ -298,32 +285,6 @@ def _replace_folder(temporary: Path, path: Path) -> None:
     os.rename(temporary, path)
     _fsync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _take_lock(path: Path, on_wait: Callable[[], None]) -> int:
-    with _explain_storage(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        told = False
-        while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not told:
-                    on_wait()
-                told = True
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _is_at(descriptor, path):
-                return descriptor
-            os.close(descriptor)  # the process before removed this file: take the new one
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether `path` still is the file that was opened."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _fsync(path: Path) -> None:
@@ -379,7 +340,8 @@ def _errno_of(error: Exception) -> int | None:
 
 
 @contextlib.contextmanager
-def _explain_storage(path: Path) -> Iterator[None]:
+def explain_storage(path: Path) -> Iterator[None]:
+    """Turn what the system says about a failed write to `path` into a StorageError that teaches."""
     try:
         yield
     except MuleError:

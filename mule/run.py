@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from mule import fsio, progress
+from mule import fsio, locks, progress
 from mule.errors import BusyError, StorageError, UserError
 
 RUNS = Path("runs")
@@ -238,7 +238,7 @@ class Run:
         kept |= {pointer["step"] for pointer in (self.latest(), self.best()) if pointer}
         for step, path in checkpoints:
             if step not in kept:
-                doomed = path.with_name(f".partial-{path.name}")  # never seen half removed
+                doomed = path.with_name(fsio.partial_name(path.name))  # never seen half removed
                 try:
                     os.rename(path, doomed)
                 except OSError as error:  # an old checkpoint too many hurts nobody
@@ -259,16 +259,7 @@ class Run:
             time.sleep(0.02)
 
     def _is_held(self) -> bool:
-        if self._locked:
-            return True
-        try:
-            descriptor = os.open(self.folder / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            return not _try_lock(descriptor, fcntl.LOCK_SH)
-        finally:
-            os.close(descriptor)
+        return self._locked or locks.is_locked(self.folder / _LOCK)
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
         if name not in self._logs:
@@ -340,9 +331,9 @@ def _holds_work(folder: Path) -> bool:
     return any(not path.name.startswith(".partial-") for path in folder.iterdir())
 
 
-def _try_lock(descriptor: int, how: int = fcntl.LOCK_EX) -> bool:
+def _try_lock(descriptor: int) -> bool:
     try:
-        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -8,7 +8,7 @@ not change on resume; a *mechanical* setting changes only speed, storage or repo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -22,18 +22,12 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 ExportType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
 
-CHAT_FORMATS = (
-    "messages",
-    "sharegpt",
-    "alpaca",
-    "dolly",
-    "gsm8k",
-    "pairs",
-    "oasst",
-    "mbpp",
-    "humaneval",
-)
-TEXT_FORMATS = ("text", "wikitext")
+ChatFormat = Literal[
+    "messages", "sharegpt", "alpaca", "dolly", "gsm8k", "pairs", "oasst", "mbpp", "humaneval"
+]
+TextFormat = Literal["text", "wikitext"]
+CHAT_FORMATS: tuple[str, ...] = get_args(ChatFormat)
+TEXT_FORMATS: tuple[str, ...] = get_args(TextFormat)
 _ONE_OF = (("steps", "epochs", "tokens"), ("step_rows", "step_tokens", "step_examples"))
 
 
@@ -123,22 +117,9 @@ class DataSection(Section):
     valid_share: Share = knob(
         0.02, "Share of data.train held out for validation; 0 trains without validation."
     )
-    format: Literal[
-        "auto",
-        "messages",
-        "sharegpt",
-        "alpaca",
-        "dolly",
-        "gsm8k",
-        "pairs",
-        "oasst",
-        "mbpp",
-        "humaneval",
-        "preference",
-        "text_rows",
-        "text",
-        "wikitext",
-    ] = knob("auto", "What the files hold; docs/data.md describes each. auto looks at every row.")
+    format: Literal["auto", ChatFormat, "preference", "text_rows", TextFormat] = knob(
+        "auto", "What the files hold; docs/data.md describes each. auto looks at every row."
+    )
     columns: dict[Text, Text] = knob(
         {},
         "The columns of the files by the name the format has for them, as "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -13,21 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from mule import fsio, progress
+from mule import fsio, locks, progress
 from mule.config.schema import DataSection
 from mule.data.encode import TooLong
 from mule.data.hold_out import Item, decide_split
-from mule.data.produce import ByteCount, OnBytes, Production, find_start, produce
+from mule.data.produce import ByteCount, Production, find_start, produce
 from mule.data.shard_writer import Counts, ShardWriter
 from mule.data.shards import VERSION, Shards, open_shards
 from mule.data.sources import expand, read, split_files
+from mule.data.sources.files import OnBytes
 from mule.data.sources.options import ReadOptions
 from mule.errors import DataError, StorageError, UserError
 from mule.tokenizer import Tokenizer
 
 Paths = Sequence[str | Path]
 
-_HASHED_BYTES = 1 << 22  # at once
 _STALE_S = 7 * 24 * 3600.0
 
 
@@ -78,7 +77,7 @@ class Sources:
         states = [_state(file) for file in files]
         total = sum(size for size, _ in states)
         with progress.task("Reading the data files", total=total, unit="B") as bar:
-            sums = [_sha256(file, bar) for file in files]
+            sums = [fsio.sha256_file(file, bar.advance) for file in files]
         facts = [
             {"file": str(file), "bytes": size, "sha256": sha256}
             for file, (size, _), sha256 in zip(files, states, sums, strict=True)
@@ -227,7 +226,7 @@ def fulfil(job: Job) -> list[Shards]:
         waited.append(True)
         progress.note("another process prepares the same data: waiting for it to end")
 
-    with fsio.locked(lock, on_wait):
+    with locks.locked(lock, on_wait):
         if (found or waited) and (found := _found(job, tell=False)):
             shutil.rmtree(root, ignore_errors=True)  # of a process killed right after its commit
             return found
@@ -260,26 +259,18 @@ def _found(job: Job, *, tell: bool) -> list[Shards] | None:
 def _remove_stale(root: Path) -> None:
     """Delete what was begun beside `root` long ago, for data or settings that changed since."""
     for work in root.parent.glob(fsio.partial_name("prepare-*")):
-        is_held = work.with_name(f"{work.name}.lock").exists()
-        if work == root or not work.is_dir() or is_held:
+        lock = work.with_name(f"{work.name}.lock")
+        if work == root or not work.is_dir() or locks.is_locked(lock):
             continue
         if time.time() - work.stat().st_mtime > _STALE_S:
             shutil.rmtree(work, ignore_errors=True)
+            lock.unlink(missing_ok=True)
             progress.note(f"removed {work}: begun over a week ago and never finished")
 
 
 def _state(file: Path) -> tuple[int, int]:
     found = file.stat()
     return found.st_size, found.st_mtime_ns
-
-
-def _sha256(file: Path, bar: progress.Task) -> str:
-    content_sum = hashlib.sha256()
-    with open(file, "rb") as opened:
-        while content := opened.read(_HASHED_BYTES):
-            content_sum.update(content)
-            bar.advance(len(content))
-    return content_sum.hexdigest()
 
 
 # ---------------------------------------------------------------- making them

@@ -26,6 +26,7 @@ from mule.data.encode import (
 )
 from mule.data.hold_out import Digests, Item, Split, sides
 from mule.data.shard_writer import Block, Counts, ShardWriter, holds
+from mule.data.sources.files import OnBytes
 from mule.data.sources.items import Document
 from mule.errors import DataError, MuleError, UserError
 from mule.tokenizer import Tokenizer
@@ -34,7 +35,6 @@ _SYNC_S = 30.0  # at most this much work is lost to a kill,
 _SYNC_CHARS = 64_000_000  # or this much text
 _AHEAD = 3  # batches read before the oldest is written
 
-OnBytes = Callable[[int], None]
 Encode = Callable[[Batch], tuple[Block, Block]]
 
 

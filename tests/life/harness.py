@@ -13,7 +13,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from mule import fsio
 from mule.errors import StorageError
 from mule.run import Run
 from tests.life.lost_writes import Disk, read_trace
-from tests.life.tiny_life import REPOSITORY, Forker, kill, outcome, write_data
+from tests.life.tiny_life import Forker, kill, outcome, write_data
 
 TRAIN = ("train", "pretrain.yaml")
 # Few updates with two checkpoints: where a run is repeated for each of its operations.
@@ -58,34 +57,7 @@ class FaultForker(Forker):
     """The fork server of `tests.life.faults`."""
 
     def __init__(self) -> None:
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"), "1")
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.life.faults"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=REPOSITORY,
-            env={**os.environ, **threads},
-        )
-        assert self._answer() == {"ready": True}
-
-    def run(
-        self,
-        folder: Path,
-        *words: str,
-        die_at: int | None = None,
-        meanwhile: Callable[[int], None] | None = None,
-        fault: dict[str, Any] | None = None,
-    ) -> int:
-        """As `Forker.run`, with a fault to meet (see `tests.life.faults`)."""
-        assert self._server.stdin is not None
-        job = {"folder": str(folder), "words": words, "die_at": die_at, "fault": fault}
-        self._server.stdin.write(json.dumps(job) + "\n")
-        self._server.stdin.flush()
-        pid = self._answer()["pid"]
-        if meanwhile is not None:
-            meanwhile(pid)
-        return self._answer()["code"]
+        super().__init__("tests.life.faults")
 
 
 @dataclass

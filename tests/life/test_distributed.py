@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from mule.run import Run
 from mule.train.distributed import Group
 from tests.conftest import Mule
-from tests.life.tiny_life import CHAT_RECIPE, LORA, RECIPE, REPOSITORY, write_data
+from tests.life.tiny_life import CHAT_RECIPE, LORA, RECIPE, REPOSITORY, Server, write_data
 
 # 7 rows divide evenly among 1 process only.
 SETTINGS = (
@@ -38,19 +38,11 @@ class Ended:
     texts: list[str]
 
 
-class Ranks:
+class Ranks(Server):
     """The server of tests/life/ranks.py, from the side of a test."""
 
     def __init__(self) -> None:
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.life.ranks"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=REPOSITORY,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert self._answer() == {"ready": True}
+        super().__init__("tests.life.ranks")
 
     def run(
         self,
@@ -61,24 +53,11 @@ class Ranks:
         meanwhile: Callable[[list[int]], None] | None = None,
     ) -> Ended:
         """Run `mule <words>` in `folder` as so many processes."""
-        assert self._server.stdin is not None
         job = {"folder": str(folder), "words": words, "world_size": world_size}
-        self._server.stdin.write(json.dumps(job | {"fault": fault or {}}) + "\n")
-        self._server.stdin.flush()
-        pids = self._answer()["pids"]
-        if meanwhile is not None:
-            meanwhile(pids)
-        codes = self._answer()["codes"]
+        begun = (lambda said: meanwhile(said["pids"])) if meanwhile else None
+        codes = self._ask(job | {"fault": fault or {}}, begun)["codes"]
         logs = (folder / f"output-{rank}.log" for rank in range(world_size))
         return Ended(codes, [" ".join(log.read_text().split()) for log in logs])
-
-    def close(self) -> None:
-        self._server.kill()
-        self._server.communicate()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._server.stdout is not None
-        return json.loads(self._server.stdout.readline())
 
 
 @pytest.fixture(scope="module")

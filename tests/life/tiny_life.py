@@ -65,13 +65,13 @@ def write_data(folder: Path) -> None:
     (folder / "pretrain.yaml").write_text(RECIPE)
 
 
-class Forker:
-    """The fork server, and the commands given to it."""
+class Server:
+    """A fork server in a process of its own, asked and answering in lines of JSON."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str) -> None:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"), "1")
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.life.forker"],
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -80,33 +80,49 @@ class Forker:
         )
         assert self._answer() == {"ready": True}
 
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def _ask(
+        self, job: dict[str, Any], meanwhile: Callable[[dict[str, Any]], None] | None
+    ) -> dict[str, Any]:
+        """How the job ended; `meanwhile` is called with what the server says when it began."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        begun = self._answer()
+        if meanwhile is not None:
+            meanwhile(begun)
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+
+class Forker(Server):
+    """The fork server, and the commands given to it."""
+
+    def __init__(self, module: str = "tests.life.forker") -> None:
+        super().__init__(module)
+
     def run(
         self,
         folder: Path,
         *words: str,
         die_at: int | None = None,
         meanwhile: Callable[[int], None] | None = None,
+        fault: dict[str, Any] | None = None,
     ) -> int:
         """Run `mule <words>` in `folder`; its exit code, negative for a signal.
 
-        `die_at` kills it before a durable call; `meanwhile` is called with its process id.
+        `die_at` kills it before a durable call; `meanwhile` is called with its process id; `fault`
+        is met by the children of `tests.life.faults` only.
         """
-        assert self._server.stdin is not None
-        job = {"folder": str(folder), "words": words, "die_at": die_at}
-        self._server.stdin.write(json.dumps(job) + "\n")
-        self._server.stdin.flush()
-        pid = self._answer()["pid"]
-        if meanwhile is not None:
-            meanwhile(pid)
-        return self._answer()["code"]
-
-    def close(self) -> None:
-        self._server.kill()
-        self._server.communicate()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._server.stdout is not None
-        return json.loads(self._server.stdout.readline())
+        job = {"folder": str(folder), "words": words, "die_at": die_at, "fault": fault}
+        begun = (lambda said: meanwhile(said["pid"])) if meanwhile else None
+        return self._ask(job, begun)["code"]
 
 
 def kill(pid: int) -> None:

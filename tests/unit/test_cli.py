@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -21,24 +20,21 @@ HEAVY = ("torch", "transformers", "pydantic", "numpy", "pyarrow", "rich", "ruame
 
 
 @pytest.mark.parametrize("words", [(), ("data",), ("data", "preview")])
-def test_help_loads_nothing_heavy_and_is_fast(words: tuple[str, ...]) -> None:
+def test_help_loads_nothing_heavy_and_little_at_all(words: tuple[str, ...]) -> None:
     heavy = HEAVY if not words else [name for name in HEAVY if name != "pydantic"]  # typer's own
     code = (
         f"import sys; sys.argv = ['mule', *{words!r}, '--help']\n"
         "from mule.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)\n"
+        f"found = [name for name in {heavy} if name in sys.modules]\n"
+        "print(found, '|', len(sys.modules), file=sys.stderr)\n"
     )
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert ran.stderr == "[]\n"
-        assert f"Usage: {' '.join(['mule', *words])} [OPTIONS]" in ran.stdout
-    assert min(seconds) < 0.3  # processor time: other work on the machine does not count
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    heavy_found, num_modules = ran.stderr.split(" | ")
+    assert heavy_found == "[]"
+    assert int(num_modules) < 350  # what takes the time; seconds would measure the machine
+    assert f"Usage: {' '.join(['mule', *words])} [OPTIONS]" in ran.stdout
 
 
 def test_every_verb_is_there(mule_cli: Mule) -> None:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mule import fsio, progress
+from mule import fsio, locks, progress
 from mule.data import encode, produce
 from mule.data import prepare as prepare_module
 from mule.data.chat import render_examples
@@ -521,16 +521,22 @@ def test_bars_count_the_bytes_of_the_files(tmp_path: Path) -> None:
 
 
 def test_work_begun_long_ago_is_removed(tmp_path: Path) -> None:
-    old, young, held = (tmp_path / fsio.partial_name(f"prepare-{name}") for name in "oyh")
-    for work in (old, young, held):
+    old, young, held, killed = (tmp_path / fsio.partial_name(f"prepare-{n}") for n in "oyhk")
+    for work in (old, young, held, killed):
         work.mkdir()
         (work / "tokens.bin").write_bytes(b"12")
     week_ago = time.time() - prepare_module._STALE_S - 60
-    for work in (old, held):
+    for work in (old, held, killed):
         os.utime(work, (week_ago, week_ago))
-    held.with_name(f"{held.name}.lock").touch()
+    left = killed.with_name(f"{killed.name}.lock")
+    left.touch()  # what a killed process leaves is no lock
     notes = Notes()
-    with progress.using(notes):
+    with (
+        locks.locked(held.with_name(f"{held.name}.lock"), lambda: None),
+        progress.using(notes),
+    ):
         prepare([_text_file(tmp_path, ["Paris. " * 40])], TOKENIZER, _settings(), out_dir=tmp_path)
-    assert [work.exists() for work in (old, young, held)] == [False, True, True]
-    assert notes.texts == [f"removed {old}: begun over a week ago and never finished"]
+        found = [work.exists() for work in (old, young, held, killed, left)]
+    assert found == [False, True, True, False, False]
+    said = "begun over a week ago and never finished"
+    assert sorted(notes.texts) == sorted(f"removed {work}: {said}" for work in (old, killed))

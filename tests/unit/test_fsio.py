@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mule import fsio
+from mule import fsio, locks
 from mule.errors import DataError, StorageError
 
 
@@ -180,7 +180,7 @@ def test_a_lock_is_waited_for_and_leaves_nothing(tmp_path: Path) -> None:
     waiting = threading.Barrier(4)
 
     def other(name: str) -> None:
-        with fsio.locked(lock, waiting.wait):
+        with locks.locked(lock, waiting.wait):
             order.append(f"{name} in")
             order.append(f"{name} out")
 
@@ -188,7 +188,7 @@ def test_a_lock_is_waited_for_and_leaves_nothing(tmp_path: Path) -> None:
         raise AssertionError("nobody else holds it")
 
     threads = [threading.Thread(target=other, args=(n,), daemon=True) for n in "abc"]
-    with fsio.locked(lock, unexpected):
+    with locks.locked(lock, unexpected):
         for thread in threads:
             thread.start()
         waiting.wait(10)  # all three are told, then wait
@@ -197,7 +197,7 @@ def test_a_lock_is_waited_for_and_leaves_nothing(tmp_path: Path) -> None:
         thread.join(10)
     assert len(order) == 6 and all(order[n][0] == order[n + 1][0] for n in (0, 2, 4))
     assert not lock.exists()
-    with pytest.raises(ValueError, match="stop"), fsio.locked(lock, unexpected):
+    with pytest.raises(ValueError, match="stop"), locks.locked(lock, unexpected):
         raise ValueError("stop")
     assert not lock.exists()
 
