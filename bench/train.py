@@ -50,12 +50,16 @@ SETUPS = {
 
 @dataclass(frozen=True)
 class Way:
-    """How one way is run: a script, an environment below bench/peers, and the script's variant."""
+    """How one way is run: a script, an environment below bench/peers, and the script's variant.
+
+    `setup` makes that environment. Mule's way is the benchmark's own script, with the word `one`.
+    """
 
     title: str
     script: str
     environment: str | None
     variant: str
+    setup: str = "python bench/train.py setup"
 
 
 # Tried: AdamW on the weights of 25m takes 45 ms fused, 300 ms as foreach or tensor by tensor (which
@@ -138,13 +142,13 @@ def _round(job: Job, cache: Path, label: str) -> dict[str, Any]:
     """Every way once, and the peak before and after them: what was found, by way."""
     found = {"peaks": [_peak()]}
     for name, way in WAYS.items():
-        found[name] = _one(way, job, cache / name)
+        found[name] = one_way(way, job, cache / name)
         print(f"{label} {name}: {json.dumps(found[name])}", flush=True)
     found["peaks"].append(_peak())
     return found
 
 
-def _one(way: Way, job: Job, cache: Path) -> dict[str, Any]:
+def one_way(way: Way, job: Job, cache: Path) -> dict[str, Any]:
     """What a way reports from a process of its own."""
     python = Path(sys.executable)
     if way.environment:
@@ -152,10 +156,10 @@ def _one(way: Way, job: Job, cache: Path) -> dict[str, Any]:
         if not python.is_file():
             raise UserError(
                 f"{way.title} cannot be measured: bench/peers/{way.environment} is missing",
-                "make it: python bench/train.py setup",
+                f"make it: {way.setup}",
             )
     words = [json.dumps(asdict(job)), way.variant]
-    if way.script == "train.py":
+    if way.variant == "one":
         words.reverse()
     environment = os.environ | {
         "TORCHINDUCTOR_CACHE_DIR": str(cache),

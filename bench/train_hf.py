@@ -56,11 +56,11 @@ class Stopwatch(TrainerCallback):
 
 
 def main() -> None:
-    job, variant = arguments()
+    job, variant = arguments(Job)
     baseline = begin(job)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            _model(job), _arguments(job, variant, folder), train_dataset=RandomRows(job)
+            llama(job), _arguments(job, variant, folder), train_dataset=RandomRows(job)
         )
         watch = Stopwatch()
         trainer.add_callback(watch)
@@ -72,7 +72,8 @@ def main() -> None:
     print(json.dumps({**found, "versions": versions("transformers", "accelerate")}))
 
 
-def _model(job: Job) -> LlamaForCausalLM:
+def llama(job: Job) -> LlamaForCausalLM:
+    """transformers' model of the job's shape, with random weights."""
     config = LlamaConfig(
         vocab_size=job.vocab_size,
         hidden_size=job.hidden_size,

@@ -32,7 +32,7 @@ from train_timing import (
 
 
 def main() -> None:
-    job, variant = arguments()
+    job, variant = arguments(Job)
     baseline = begin(job)
     fabric = lightning.Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
     config = _config(job)

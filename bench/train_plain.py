@@ -106,7 +106,7 @@ class Llama(nn.Module):
 
 
 def main() -> None:
-    job, variant = arguments()
+    job, variant = arguments(Job)
     baseline = begin(job)
     model = Llama(job)
     parameters = list(model.parameters())

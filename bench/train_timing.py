@@ -1,4 +1,4 @@
-"""What the ways of bench/train.py share: the job, the memory and the times of updates.
+"""What the ways of bench/train.py, sft.py and gpu.py share: the job, the memory and the times.
 
 Each way runs in a process and an environment of its own, so nothing of Mule is imported here.
 """
@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+AnyJob = TypeVar("AnyJob", bound="Job")
 BETAS, WEIGHT_DECAY, LEARNING_RATE, MAX_GRAD_NORM = (0.9, 0.95), 0.1, 1e-4, 1.0
 
 
@@ -37,9 +38,18 @@ class Job:
     head_dim: int = 64
 
 
-def arguments() -> tuple[Job, str]:
+@dataclass(frozen=True, kw_only=True)
+class RunJob(Job):
+    """A job on the data and the tokenizer of a folder; `rows` make an update, in whatever parts."""
+
+    folder: str
+    precision: str
+    device: str = "cpu"
+
+
+def arguments(kind: type[AnyJob]) -> tuple[AnyJob, str]:
     """The arguments of a peer's script: the job as JSON, and which variant of the way."""
-    return Job(**json.loads(sys.argv[1])), sys.argv[2]
+    return kind(**json.loads(sys.argv[1])), sys.argv[2]
 
 
 def begin(job: Job) -> int:
@@ -100,6 +110,25 @@ def figures(
         "state_bytes": state,
         "baseline_bytes": baseline,
     }
+
+
+def gpu_figures(job: RunJob, seconds: list[float], losses: list[float]) -> dict[str, Any]:
+    """What a way on a GPU reports: times of updates, mean loss, the most memory tensors took."""
+    timed = seconds[job.warm_up :]
+    cuda = job.device == "cuda"
+    return {
+        "tokens_per_second": len(timed) * job.rows * job.row_length / sum(timed),
+        "updates_s": timed,
+        "first_update_s": seconds[0],
+        "loss": sum(losses) / len(losses),
+        "peak_bytes": torch.cuda.max_memory_allocated() if cuda else 0,
+        "reserved_bytes": torch.cuda.max_memory_reserved() if cuda else 0,
+    }
+
+
+def targets_per_second(job: Job, seconds: list[float], targets: list[int]) -> float:
+    """Trained tokens a second over the timed updates, given those of each update."""
+    return sum(targets[job.warm_up :]) / sum(seconds[job.warm_up :])
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -24,11 +25,15 @@ class Batch:
     segments: torch.Tensor
     isolated: bool
 
+    @cached_property
+    def num_targets(self) -> int:
+        """How many tokens are trained; asked before `to`, since a device must be waited for."""
+        return int((self.targets != IGNORE).sum())
+
     def to(self, device: torch.device) -> Batch:
-        return Batch(
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
-            positions=self.positions.to(device, non_blocking=True),
-            segments=self.segments.to(device, non_blocking=True),
-            isolated=self.isolated,
-        )
+        """The batch on another device, with its targets counted here."""
+        names = ("input_ids", "targets", "positions", "segments")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        batch = replace(self, **moved)
+        batch.__dict__["num_targets"] = self.num_targets
+        return batch

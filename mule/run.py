@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,6 +120,18 @@ class Run:
             return "new"
         return "interrupted" if ends[-1]["kind"] == "started" else ends[-1]["kind"]
 
+    def killed_after(self) -> dict[str, Any] | None:
+        """The last row of an attempt that ended without a word; None when it said how it ended.
+
+        A row of step 0 stands for an attempt that made no update. Ask when the run is not running.
+        """
+        ends = [event for event in self.events() if event["kind"] in ("started", *_ENDINGS)]
+        if not ends or ends[-1]["kind"] != "started":
+            return None
+        begun = {"step": ends[-1].get("from_step", 0), "attempt": ends[-1]["attempt"]}
+        own = [row for row in self.metrics() if row["attempt"] == begun["attempt"]]
+        return own[-1] if own else begun
+
     def start_attempt(self, from_step: int | None = None) -> int:
         """Begin the next attempt and log it; its number, counted from 1.
 
@@ -171,17 +183,26 @@ class Run:
             log.sync()
 
     def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """The rows by step, the newest attempt of each; `kind` keeps the rows that carry it."""
+        """The rows by step, the newest attempt of each; `kind` keeps the rows that carry it.
+
+        Updates that a rollback undid are left out.
+        """
         rows = [row for row in self._read("metrics") if kind is None or row.get("kind") == kind]
-        return _newest(rows, self._restarts())
+        return self._standing(_newest(rows))
 
     def samples(self) -> list[dict[str, Any]]:
         """The logged answers by step, the newest attempt of each."""
-        return _newest(self._read("samples"), self._restarts())
+        return self._standing(_newest(self._read("samples")))
 
     def events(self) -> list[dict[str, Any]]:
         """Every event of every attempt, in order."""
         return self._read("events")
+
+    def standing_events(self, *kinds: str) -> list[dict[str, Any]]:
+        """Events about updates, without those of updates that a later attempt makes again."""
+        events = self.events()
+        restarts = _restarts(events)
+        return [e for e in events if e["kind"] in kinds and not _is_taken_back(e, restarts)]
 
     # ------------------------------------------------------------ checkpoints
 
@@ -209,12 +230,14 @@ class Run:
         """best.json as written; None when it is missing."""
         return self._pointer(_BEST)
 
-    def latest_checkpoint(self) -> tuple[int, Path] | None:
+    def latest_checkpoint(
+        self, among: Callable[[int], bool] = lambda step: True
+    ) -> tuple[int, Path] | None:
         """The newest checkpoint whose files match their sums; None when there is none at all.
 
         A damaged one is passed over with a warning. Raises StorageError when all are damaged.
         """
-        checkpoints = self.checkpoints()
+        checkpoints = [item for item in self.checkpoints() if among(item[0])]
         first = self._latest_step()
         checkpoints.sort(key=lambda item: (item[0] == first, item[0]), reverse=True)
         for step, path in checkpoints:
@@ -231,10 +254,10 @@ class Run:
             )
         return None
 
-    def prune(self, keep: int) -> None:
-        """Remove all but the newest `keep` checkpoints, the latest and the best."""
+    def prune(self, keep: int, also: int | None = None) -> None:
+        """Remove all but the newest `keep` checkpoints, the latest, the best, and `also`."""
         checkpoints = self.checkpoints()
-        kept = {step for step, _ in checkpoints[-keep:]}
+        kept = {also, *(step for step, _ in checkpoints[-keep:])}
         kept |= {pointer["step"] for pointer in (self.latest(), self.best()) if pointer}
         for step, path in checkpoints:
             if step not in kept:
@@ -275,13 +298,18 @@ class Run:
             log.close()
         self._logs.clear()
 
-    def _restarts(self) -> dict[int, int]:
-        """Attempt -> the update it resumed after, where it was logged."""
-        return {
-            event["attempt"]: event["from_step"]
-            for event in self.events()
-            if event["kind"] == "started" and "from_step" in event
-        }
+    def _standing(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of updates that are part of the run: neither made again later nor rolled back."""
+        restarts, undone = _restarts(self.events()), self.standing_events("rolled back")
+        return [
+            row
+            for row in rows
+            if not _is_taken_back(row, restarts)
+            and not any(
+                event["to"] < row["step"] <= event["step"] and row["attempt"] <= event["attempt"]
+                for event in undone
+            )
+        ]
 
     def _point(self, file: str, step: int, info: dict[str, Any]) -> None:
         assert self.checkpoint_dir(step).is_dir(), "save the checkpoint before pointing to it"
@@ -311,19 +339,28 @@ def list_runs(root: Path = RUNS) -> list[Run]:
     return [Run(path.parent) for path in sorted(root.glob(f"*/{_RECIPE}"))]
 
 
-def _newest(rows: list[dict[str, Any]], restarts: dict[int, int]) -> list[dict[str, Any]]:
-    """One row for each (kind, step): of its newest attempt, unless a later one began before it."""
+def _newest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each (kind, step), of its newest attempt, by step."""
     found: dict[tuple[Any, int], dict[str, Any]] = {}
     for row in rows:
         key = (row.get("kind"), row["step"])
         if key not in found or row["attempt"] >= found[key]["attempt"]:
             found[key] = row
-    kept = [
-        row
-        for row in found.values()
-        if all(row["step"] <= step for began, step in restarts.items() if began > row["attempt"])
-    ]
-    return sorted(kept, key=lambda row: row["step"])
+    return sorted(found.values(), key=lambda row: row["step"])
+
+
+def _restarts(events: list[dict[str, Any]]) -> dict[int, int]:
+    """Attempt -> the update it resumed after, where it was logged."""
+    return {
+        event["attempt"]: event["from_step"]
+        for event in events
+        if event["kind"] == "started" and "from_step" in event
+    }
+
+
+def _is_taken_back(row: dict[str, Any], restarts: dict[int, int]) -> bool:
+    """Whether a later attempt began before the row's update."""
+    return any(row["step"] > step for began, step in restarts.items() if began > row["attempt"])
 
 
 def _holds_work(folder: Path) -> bool:

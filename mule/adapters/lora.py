@@ -6,6 +6,7 @@ Source: Hu et al. 2021, section 4.1: y = W x + (alpha / r) B A x.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,10 @@ from mule.models.decoder import Decoder
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _PREFIX = "base_model.model."  # how PEFT names the wrapped model in a saved adapter
+# torchao, which peft imports where it is installed, warns of libraries that it can do without.
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 

@@ -10,6 +10,7 @@ _LIVE: dict[str, Callable[[Any], str]] = {
     "epoch": lambda v: f"epoch {v:.2f}",
     "loss": lambda v: f"loss {v:.4f}",
     "val_loss": lambda v: f"val {v:.4f}",
+    "val_loss_ema": lambda v: f"ema {v:.4f}",
     "val_perplexity": lambda v: f"ppl {v:.4g}",
     "learning_rate": lambda v: f"lr {v:.2e}",
     "grad_norm": lambda v: f"norm {v:.2f}",

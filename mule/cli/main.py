@@ -308,7 +308,7 @@ def chat(
 @app.command()
 def bench(
     what: Annotated[
-        str, typer.Argument(help="train, all, or report to show what was measured before.")
+        str, typer.Argument(help="train, compile, all, or report to show what was measured before.")
     ],
     words: Annotated[
         list[str] | None,

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from mule import fsio, machine, progress
 from mule.config.hints import near
-from mule.errors import UserError
+from mule.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from mule.batch import Batch
     from mule.config.schema import Recipe
     from mule.models.config import ModelConfig
@@ -40,8 +42,9 @@ def run(what: str, words: list[str], *, results: Path = RESULTS) -> dict[str, An
     if what == "report":
         return report(results)
     if what == "all":
-        rows = [_one(name, words, results) for name in BENCHES]
-        return {"benches": rows, "next": "make docs"}
+        for name in BENCHES:
+            _one(name, words, results)
+        return report(results) | {"next": "make docs"}
     if what not in BENCHES:
         known = ", ".join([*BENCHES, "all", "report"])
         match = near(what, BENCHES)
@@ -52,9 +55,17 @@ def run(what: str, words: list[str], *, results: Path = RESULTS) -> dict[str, An
 
 def report(results: Path = RESULTS) -> dict[str, Any]:
     """What was measured before: a row for each file of results."""
-    files = [file for name in BENCHES for file in sorted(results.glob(f"{name}*.json"))]
-    rows = [_row(fsio.read_json(file)) for file in files]
-    return {"benches": rows, "next": "mule bench train" if not rows else "make docs"}
+    from mule.commands.bench_compile import row as compile_row
+
+    found = {
+        name: [fsio.read_json(file) for file in sorted(results.glob(f"{name}*.json"))]
+        for name in BENCHES
+    }
+    rows = [_row(result) for result in found["train"]]
+    shown: dict[str, Any] = {"benches": rows}
+    if found["compile"]:
+        shown["compiling"] = [compile_row(result) for result in found["compile"]]
+    return shown | {"next": "mule bench train" if not rows else "make docs"}
 
 
 def train(words: list[str]) -> dict[str, Any]:
@@ -64,7 +75,7 @@ def train(words: list[str]) -> dict[str, Any]:
     run would choose. Times are of whole updates, the making of the batch included.
     """
     from mule.plan.resolve import new_model_config
-    from mule.train.assemble import model_and_optimizer
+    from mule.train.assemble import loss_scaler, model_and_optimizer
     from mule.train.meter import peak_memory_bytes
     from mule.train.step import train_step
 
@@ -75,17 +86,21 @@ def train(words: list[str]) -> dict[str, Any]:
     peak = (settings.precision, settings.device, int(settings.threads))
     peak_before = machine.matmul_peak(*peak, fresh=True)
     model, optimizer = model_and_optimizer(resolved.recipe, config, None)
+    scaler = loss_scaler(resolved)
 
     def update() -> float:
         started_at = time.perf_counter()
         batches = _batches(resolved, config.vocab_size)
-        train_step(model, optimizer, batches, lr=1e-4, max_grad_norm=1.0)
+        train_step(model, optimizer, batches, lr=1e-4, max_grad_norm=1.0, scaler=scaler)
         return time.perf_counter() - started_at
 
     warm_up, timed = _warm_up(update), _timed(update)
+    peak_after = machine.matmul_peak(*peak, fresh=True)
+    rates = _rates(sum(timed) / len(timed), resolved, config)
     return {
+        "share_of_peak": rates["flops_per_second"] / max(peak_before, peak_after),
         "peak_flops_before": peak_before,
-        "peak_flops_after": machine.matmul_peak(*peak, fresh=True),
+        "peak_flops_after": peak_after,
         "peak_memory_bytes": peak_memory_bytes(),
         "update_median_s": statistics.median(timed),
         "update_min_s": min(timed),
@@ -93,11 +108,15 @@ def train(words: list[str]) -> dict[str, Any]:
         "first_update_s": warm_up[0],
         "warm_up_updates": len(warm_up),
         "timed_updates": len(timed),
-        **_rates(sum(timed) / len(timed), resolved, config),
-        "settings": settings.model_dump(
-            include={"step_rows", "micro_batch_rows", "precision", "compile", "device", "threads"}
-        ),
+        **rates,
+        "settings": _settings_used(resolved),
     }
+
+
+def _settings_used(resolved: Resolved) -> dict[str, Any]:
+    """What of the recipe decides the speed, beside the model."""
+    names = {"step_rows", "micro_batch_rows", "precision", "compile", "device", "threads"}
+    return resolved.recipe.train.model_dump(include=names)
 
 
 def _rates(update_s: float, resolved: Resolved, config: ModelConfig) -> dict[str, Any]:
@@ -112,17 +131,31 @@ def _rates(update_s: float, resolved: Resolved, config: ModelConfig) -> dict[str
         "flops_per_second": tokens * flops_per_token / update_s,
         "tokens_per_update": tokens,
         "flops_per_token": flops_per_token,
-        "model": {
-            "name": recipe.model.size or "own shape",
-            "params": cost.total_params(config),
-            "matmul_params": cost.matmul_params(config),
-            "vocab_size": config.vocab_size,
-            "row_length": row_length,
-        },
+        "model": _model_figures(recipe, config),
     }
 
 
-BENCHES: dict[str, Callable[[list[str]], dict[str, Any]]] = {"train": train}
+def _model_figures(recipe: Recipe, config: ModelConfig) -> dict[str, Any]:
+    """The model that was measured."""
+    from mule.models import cost
+
+    return {
+        "name": recipe.model.size or "own shape",
+        "params": cost.total_params(config),
+        "matmul_params": cost.matmul_params(config),
+        "vocab_size": config.vocab_size,
+        "row_length": recipe.data.max_seq_length,
+    }
+
+
+def compiling(words: list[str]) -> dict[str, Any]:
+    """What torch.compile costs and gains; in mule/commands/bench_compile.py."""
+    from mule.commands.bench_compile import compare
+
+    return compare(words)
+
+
+BENCHES: dict[str, Callable[[list[str]], dict[str, Any]]] = {"train": train, "compile": compiling}
 
 
 # ---------------------------------------------------------------- one benchmark
@@ -138,7 +171,6 @@ def _one(name: str, words: list[str], results: Path) -> dict[str, Any]:
     import mule
 
     figures = BENCHES[name](words)
-    peak = max(figures["peak_flops_before"], figures["peak_flops_after"])
     slug = "-".join(re.sub(r"[^A-Za-z0-9]+", "-", word).strip("-") for word in words)
     file = results / (f"{name}-{slug[:80]}.json" if words else f"{name}.json")
     result = {
@@ -147,11 +179,15 @@ def _one(name: str, words: list[str], results: Path) -> dict[str, Any]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "mule": mule.__version__,
         "torch": torch.__version__,
-        "share_of_peak": figures["flops_per_second"] / peak,
         **figures,
         "machine": machine.describe() | {"gpu": _gpu_name()},
     }
     fsio.write_json(file, result)
+    if faults := figures.get("faults"):
+        raise CheckFailed(
+            f"what is compiled has faults ({len(faults)}, all in {file}):\n" + "\n".join(faults),
+            f"torch tells more: TORCH_LOGS=graph_breaks,recompiles {result['command']}",
+        )
     return {"file": str(file), **result}
 
 
@@ -219,8 +255,12 @@ def _resolved(recipe: Recipe) -> Resolved:
     return resolve(recipe, new_model_config(recipe, 1), facts)
 
 
-def _batches(resolved: Resolved, vocab_size: int) -> list[Batch]:
-    """One update of random tokens, cut as a run would; all are trained, attention is causal."""
+def _batches(resolved: Resolved, vocab_size: int, kind: str = "rows") -> list[Batch]:
+    """One update of random tokens, cut as a run would.
+
+    `rows` are windows of a text: every token is trained, attention is causal. `chats` are packed
+    with examples kept apart, of which a share is trained that differs from update to update.
+    """
     import torch
 
     from mule.batch import Batch
@@ -229,13 +269,31 @@ def _batches(resolved: Resolved, vocab_size: int) -> list[Batch]:
     rows, length = resolved.step_rows, recipe.data.max_seq_length
     device = torch.device(recipe.train.device)
     ids = torch.randint(0, vocab_size, (rows, length + 1))
+    targets = ids[:, 1:]
     positions = torch.arange(length).expand(rows, length)
     segments = torch.ones_like(positions)
+    if kind == "chats":
+        targets, positions, segments = _packed(targets, positions)
     size = int(recipe.train.micro_batch_rows)
-    return [
-        Batch(part[:, :-1], part[:, 1:], places, ones, isolated=False).to(device)
-        for part, places, ones in zip(ids.split(size), positions.split(size), segments.split(size))
-    ]
+    tensors = (ids[:, :-1], targets, positions, segments)
+    parts = zip(*(tensor.split(size) for tensor in tensors))
+    return [Batch(*part, isolated=kind == "chats").to(device) for part in parts]
+
+
+def _packed(
+    targets: torch.Tensor, places: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Targets, positions and segments (B, T) of rows that are cut into examples at random."""
+    import torch
+
+    from mule.batch import IGNORE
+
+    starts = torch.rand(places.shape) < 4 / places.shape[1]  # about five examples a row
+    starts[:, 0] = True
+    first = torch.where(starts, places, 0).cummax(dim=1).values
+    trained = torch.rand(places.shape) < torch.rand(())
+    trained[:, 0] = True  # a row has an answer at least
+    return torch.where(trained, targets, IGNORE), places - first, starts.cumsum(dim=1)
 
 
 def _warm_up(update: Callable[[], float]) -> list[float]:

@@ -12,8 +12,9 @@ from mule.errors import UserError
 
 if TYPE_CHECKING:
     from mule.adapters.source import Source
-    from mule.batch import Batch
+    from mule.data.loader import Labelled
     from mule.data.shards import Shards
+    from mule.evaluate.loss import HeldOutLoss
     from mule.tokenizer import Tokenizer
 
 
@@ -48,10 +49,10 @@ def run(
         rows = min(max_rows or shards.num_rows, shards.num_rows)
         valid = ValidSet(shards, 4, rows)
         with progress.task("Evaluating", total=rows, unit="rows") as bar:
-            found_loss = held_out_loss(model, _counted(valid, bar))
+            found_loss = held_out_loss(model, _counted(valid, bar), len(valid.labels))
         num_bytes = sum(
             len(tokenizer.decode(batch.targets[batch.targets >= 0].tolist()).encode())
-            for batch in valid
+            for batch, _ in valid
         )
     bits = found_loss.loss * found_loss.num_targets / math.log(2)
     return {
@@ -61,13 +62,27 @@ def run(
         "bits_per_byte": bits / max(num_bytes, 1),
         "num_targets": found_loss.num_targets,
         "rows": rows,
+        "sources": _table("source", found_loss.by_source(valid.labels)),
+        "categories": _table("category", found_loss.by_category(valid.labels)),
     }
 
 
-def _counted(batches: Iterable[Batch], bar: progress.Task) -> Iterator[Batch]:
-    for batch in batches:
-        yield batch
-        bar.advance(len(batch.input_ids))
+def _table(what: str, parts: dict[str, HeldOutLoss]) -> list[dict[str, Any]]:
+    return [
+        {
+            what: name,
+            "loss": part.loss,
+            "perplexity": part.perplexity,
+            "num_targets": part.num_targets,
+        }
+        for name, part in parts.items()
+    ]
+
+
+def _counted(batches: Iterable[Labelled], bar: progress.Task) -> Iterator[Labelled]:
+    for labelled in batches:
+        yield labelled
+        bar.advance(len(labelled.labels))
 
 
 def _run_rows(source: Source, tokenizer: Tokenizer) -> Shards:

@@ -54,6 +54,7 @@ def run(
     `how` is torchrun or slurm, and :MACHINESxPROCESSES; without it, the GPUs of this machine.
     """
     from mule.config.load import load_recipe
+    from mule.plan.sharding import check_sharding
 
     recipe = load_recipe(recipe_file, overrides).recipe
     kind, shape = _parse(how)
@@ -63,6 +64,7 @@ def run(
             f"an update of {rows} rows cannot be shared by {shape.total} processes",
             f"start at most {rows}, or raise train.step_rows",
         )
+    check_sharding(recipe, shape.total, shape.processes)
     words = [str(recipe_file)] if recipe_file else []
     words += [*overrides, *(["--name", name] if name else [])]
     facts = {"machines": shape.machines, "processes_of_each": shape.processes}

@@ -46,6 +46,9 @@ def run(runs: list[str], out: Path, *, by: str = "tokens", root: Path = RUNS) ->
         axes = figure.subplots()
         for curve, colour in zip(curves, _colours(len(curves))):
             _draw(axes, curve, colour)
+        if len(curves) > 1:  # the lines would be too many
+            curves = [{**curve, "sources": {}} for curve in curves]
+        _draw_sources(axes, curves[0]["sources"])
         _label(axes, curves, by)
         metadata = {"Date": None} if out.suffix == ".svg" else {}
         with fsio.stream_file(out) as temporary:
@@ -58,7 +61,10 @@ def run(runs: list[str], out: Path, *, by: str = "tokens", root: Path = RUNS) ->
 
 
 def curve_of(run: Run, by: str) -> dict[str, Any]:
-    """x, loss and smoothed loss of each update, and (x, loss) of each validation."""
+    """x, loss and smoothed loss of each update, and (x, loss) of each validation.
+
+    The latter also of each source, where the run has several.
+    """
     rows = [row for row in run.metrics() if row.get("loss") is not None]
     if not rows:
         raise UserError(
@@ -71,8 +77,18 @@ def curve_of(run: Run, by: str) -> dict[str, Any]:
         x.append(before + row["num_targets"] if by == "tokens" else row["step"])
     losses = [row["loss"] for row in rows]
     valid = [(at, row["val_loss"]) for at, row in zip(x, rows) if row.get("val_loss") is not None]
-    smoothed = running_mean(losses, max(1, len(losses) // _SMOOTHED_OVER))
-    return {"name": run.name, "x": x, "loss": losses, "smoothed": smoothed, "valid": valid}
+    sources: dict[str, list[tuple[float, float]]] = {}
+    for at, row in zip(x, rows):
+        for source, loss in row.get("val_loss_by", {}).items():
+            sources.setdefault(source, []).append((at, loss))
+    return {
+        "name": run.name,
+        "x": x,
+        "loss": losses,
+        "smoothed": running_mean(losses, max(1, len(losses) // _SMOOTHED_OVER)),
+        "valid": valid,
+        "sources": sources,
+    }
 
 
 def running_mean(values: list[float], window: int) -> list[float]:
@@ -98,6 +114,14 @@ def _draw(axes: Axes, curve: dict[str, Any], colour: str) -> None:
         axes.plot(places, losses, color=colour, linestyle="--", marker="o", ms=4, label=label)
 
 
+def _draw_sources(axes: Axes, sources: dict[str, list[tuple[float, float]]]) -> None:
+    colours = _colours(len(sources) + 1)[1:]  # the first is the run's
+    for (source, points), colour in zip(sources.items(), colours):
+        places, losses = zip(*points)
+        label = f"{source} {losses[-1]:.3f}"
+        axes.plot(places, losses, color=colour, linestyle=":", marker=".", label=label)
+
+
 def _label(axes: Axes, curves: list[dict[str, Any]], by: str) -> None:
     from matplotlib.ticker import EngFormatter
 
@@ -108,7 +132,8 @@ def _label(axes: Axes, curves: list[dict[str, Any]], by: str) -> None:
     axes.set_xlim(left=0)
     # The first updates fall from ln(vocabulary); what follows would be squeezed below them.
     after = [loss for c in curves for loss in c["smoothed"][len(c["smoothed"]) // 20 :]]
-    held_out = [loss for c in curves for _, loss in c["valid"][1:]]
+    lines = [line for c in curves for line in (c["valid"], *c["sources"].values())]
+    held_out = [loss for line in lines for _, loss in line[1:]]
     low, high = min(after + held_out), max(after + held_out)
     margin = 0.08 * max(high - low, 0.1)
     axes.set_ylim(low - margin, high + 2 * margin)

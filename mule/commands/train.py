@@ -63,16 +63,18 @@ def _train(run: Run, recipe: Recipe, group: Group, *, is_new: bool) -> dict[str,
 
     with run.lock():
         try:
-            parts = assemble(recipe, run, group)
-            group.from_first(lambda: _record(run, parts))
-            summary = fit(run, parts)
+            with group.explained():
+                parts = assemble(recipe, run, group)
+                group.from_first(lambda: _record(run, parts))
+                summary = fit(run, parts)
         except MuleError as error:
             if is_new and run.attempt == 0:
                 run.discard()  # refused before the first update: the name stays free
             elif not isinstance(error, Interrupted):
                 _record_failure(run, error)
             raise
-        run.log_event("finished", step=summary["steps"], val_loss=summary["val_loss"])
+        ended = {key: summary[key] for key in ("val_loss", "devices")}
+        run.log_event("finished", step=summary["steps"], **ended)
         run.sync()
     chat = parts.train.shards.kind == "chat"
     return summary | {"next": _next(run.folder, chat=chat, adapter=bool(parts.base[1]))}
@@ -89,7 +91,7 @@ def _record(run: Run, parts: Parts) -> None:
 
     resolved = parts.resolved
     _refuse_changes(run, resolved.recipe)
-    run.write_resolved(to_yaml(resolved.recipe, resolved.reasons))
+    run.write_resolved(to_yaml(resolved.recipe, _reasons_before(run) | resolved.reasons))
     if not (run.folder / "probe.json").is_file():
         sample = held_out_sample(resolved.recipe.data, resolved.recipe.train.seed, parts.tokenizer)
         fsio.write_json(run.folder / "probe.json", sample)
@@ -113,6 +115,15 @@ def _record(run: Run, parts: Parts) -> None:
             "base": base,
         }
     )
+
+
+def _reasons_before(run: Run) -> dict[str, str]:
+    """Why the settings were chosen when the run began; a resumed run finds them given."""
+    from mule.config.dump import read_reasons
+
+    file = run.folder / "resolved.yaml"
+    found = read_reasons(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {key: entry["reason"] for key, entry in found.items()}
 
 
 def _record_failure(run: Run, error: MuleError) -> None:

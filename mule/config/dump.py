@@ -54,8 +54,12 @@ def read_reasons(text: str) -> dict[str, dict[str, str]]:
 
 
 def identity_fingerprint(recipe: Recipe) -> str:
-    """SHA-256 over every setting that changes what is learned; see `identity_values`."""
-    return sha256_json(identity_values(recipe))
+    """SHA-256 over every setting that changes what is learned; see `identity_values`.
+
+    Defaults are left out, so that a run goes on in a newer Mule that has more settings.
+    """
+    values, known = identity_values(recipe), knobs()
+    return sha256_json({key: v for key, v in values.items() if v != known[key].default})
 
 
 def identity_values(recipe: Recipe) -> dict[str, Any]:

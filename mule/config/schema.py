@@ -186,8 +186,27 @@ class TrainSection(Section):
         role="mechanical",
         unit="rows",
     )
-    precision: Literal["auto", "bf16", "fp32"] = knob(
-        "auto", "Arithmetic of the forward and backward pass; master weights are always fp32."
+    precision: Literal["auto", "bf16", "fp32", "fp16", "fp8"] = knob(
+        "auto",
+        "Arithmetic of the forward and backward pass; master weights are always fp32. fp16 scales "
+        "the loss; fp8 is bf16 with the blocks' products in float8 (extra fp8).",
+    )
+    dropout: Share = knob(
+        0.0,
+        "Share of what each block's two halves add that is dropped in training; for data that is "
+        "seen many times.",
+    )
+    activation_checkpointing: Literal["auto", "none", "selective", "full"] = knob(
+        "auto",
+        "What is computed again in the backward pass to save memory: selective keeps the results "
+        "of matrix products and attention, full keeps the blocks' inputs only.",
+        role="mechanical",
+    )
+    sharding: Literal["auto", "none", "full", "hybrid"] = knob(
+        "auto",
+        "How several processes hold the model: none is a whole one each, full divides it among "
+        "all of them, hybrid among those of one machine.",
+        role="mechanical",
     )
     compile: Auto | bool = knob("auto", "Compile the model with torch.compile.", role="mechanical")
     device: Literal["auto", "cpu", "cuda", "mps"] = knob(
@@ -205,8 +224,13 @@ class TrainSection(Section):
 
 
 class OptimSection(Section):
-    """AdamW and its learning-rate schedule."""
+    """The optimizer, its learning-rate schedule, and what guards it."""
 
+    kind: Literal["adamw", "muon", "adamw8bit"] = knob(
+        "adamw",
+        "muon updates the blocks' matrices by orthogonalised momentum and the rest by AdamW; "
+        "adamw8bit keeps the moments in 8 bits (extra qlora).",
+    )
     learning_rate: Rate = knob(6e-4, "Highest learning rate, reached after the warm-up.")
     min_learning_rate: Annotated[float, Field(ge=0, le=1)] = knob(
         0.0, "Learning rate at the end of the schedule, at most learning_rate."
@@ -217,15 +241,32 @@ class OptimSection(Section):
     warmup_steps: CountFromZero | None = knob(
         None, "Updates of linear warm-up. Default: chosen from the length.", unit="updates"
     )
-    decay_share: Rate = knob(0.2, "With wsd: share of the run spent decaying at the end.")
+    decay_share: Rate = knob(
+        0.2,
+        "With wsd: share of the run spent decaying at the end, at most what the warm-up leaves.",
+    )
     weight_decay: Annotated[float, Field(ge=0, le=10)] = knob(
-        0.1, "AdamW's decay, on matrices only: never on norms, biases or embeddings."
+        0.1, "Decay of the weights, on matrices only: never on norms, biases or embeddings."
     )
     beta1: Share = knob(0.9, "AdamW's memory of the gradient.")
     beta2: Share = knob(0.95, "AdamW's memory of the squared gradient.")
     eps: Rate = knob(1e-8, "AdamW's guard against division by zero.")
+    momentum: Share = knob(
+        0.95,
+        "Muon's memory of the gradient; its updates are as long as AdamW's, so all else holds.",
+    )
     max_grad_norm: Annotated[float, Field(gt=0)] = knob(
         1.0, "Longer gradients are scaled down to this norm."
+    )
+    max_spike: Annotated[float, Field(ge=3)] | None = knob(
+        6.0,
+        "Updates whose loss or gradient norm is more than so many standard deviations above the last "
+        "128 applied ones are skipped; five refused in a row go back to the last checkpoint. null "
+        "never skips.",
+    )
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = knob(
+        None,
+        "Also keep a moving average of the weights, with this decay an update (such as 0.999).",
     )
 
     def idle(self) -> Iterator[Problem]:
@@ -234,6 +275,9 @@ class OptimSection(Section):
             yield Problem("decay_share", f"{why}, or use wsd", because="schedule")
         if self.schedule == "constant":
             yield Problem("min_learning_rate", why, because="schedule")
+        if self.kind != "muon":
+            why = f"cannot take effect with optim.kind={self.kind}; remove it, or use muon"
+            yield Problem("momentum", why, because="kind")
 
     def conflicts(self) -> Iterator[Problem]:
         lowest, highest = self.min_learning_rate, self.learning_rate
@@ -284,7 +328,10 @@ class EvaluateSection(Section):
         "auto", "Updates between evaluations.", role="mechanical", unit="updates"
     )
     max_rows: Count = knob(
-        64, "Validation rows used at each evaluation.", role="mechanical", unit="rows"
+        64,
+        "Validation rows used at each evaluation, spread evenly.",
+        role="mechanical",
+        unit="rows",
     )
     prompts: list[Text] = knob(
         [], "Prompts answered at every evaluation, to see the model learn.", role="mechanical"

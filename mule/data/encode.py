@@ -25,11 +25,12 @@ _MAX_PENDING_CHARS = 1_000_000  # more of an unfinished text than this is not pu
 
 
 class Sided(NamedTuple):
-    """An item with its side of the split, and its digest where it ends."""
+    """An item with its side of the split, its digest where it ends, and its label."""
 
     side: int
     item: Item
     digest: int | None
+    label: int
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,18 @@ class Piece(NamedTuple):
     text: str
     is_first: bool
     is_last: bool
+    label: int
 
 
 @dataclass
 class Batch:
-    """What is encoded at once; `state` where a process may go on after it."""
+    """What is encoded at once; `state` where a process may go on after it.
+
+    `conversations` are (side, conversation, label).
+    """
 
     pieces: list[Piece] = field(default_factory=list)
-    conversations: list[tuple[int, Conversation]] = field(default_factory=list)
+    conversations: list[tuple[int, Conversation, int]] = field(default_factory=list)
     digests: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
     num_chars: int = 0
     state: State | None = None
@@ -69,7 +74,7 @@ def text_batches(items: Iterable[Sided], tokenizer: Tokenizer, state: State) -> 
     """Documents as pieces; a part that ends in the middle of a word waits for the next part."""
     batch = Batch()
     num_items, pending, is_first = state.num_items, state.pending, not state.started
-    for side, document, digest in items:
+    for side, document, digest, label in items:
         assert isinstance(document, Document)
         num_items += 1
         *pieces, pending = tokenizer.cut(pending + document.text)
@@ -81,7 +86,7 @@ def text_batches(items: Iterable[Sided], tokenizer: Tokenizer, state: State) -> 
                 yield batch
                 batch = Batch()
             is_last = document.ends and number == len(pieces)
-            batch.pieces.append(Piece(side, piece, is_first, is_last))
+            batch.pieces.append(Piece(side, piece, is_first, is_last, label))
             batch.num_chars += len(piece)
             is_first = is_last
         if digest is not None:
@@ -100,10 +105,10 @@ def chat_batches(items: Iterable[Sided], state: State) -> Iterator[Batch]:
     """Conversations as they are, so many at once."""
     batch = Batch()
     num_items = state.num_items
-    for side, conversation, digest in items:
+    for side, conversation, digest, label in items:
         assert isinstance(conversation, Conversation) and digest is not None
         num_items += 1
-        batch.conversations.append((side, conversation))
+        batch.conversations.append((side, conversation, label))
         batch.digests[side].append(digest)
         batch.num_chars += sum(len(message.content) for message in conversation.messages)
         if batch.num_chars >= _BATCH_CHARS or len(batch.conversations) >= _BATCH_CONVERSATIONS:
@@ -119,6 +124,7 @@ def encode_text(tokenizer: Tokenizer, batch: Batch) -> tuple[Block, Block]:
     """The tokens of each side: BOS where the tokenizer adds it, the text, the document's end."""
     encoded = tokenizer.encode_arrays([piece.text for piece in batch.pieces])
     ids, ends = (array("I"), array("I")), (array("q"), array("q"))
+    labels = (array("B"), array("B"))
     for piece, piece_ids in zip(batch.pieces, encoded, strict=True):
         out = ids[piece.side]
         if piece.is_first and tokenizer.bos_id is not None:
@@ -127,12 +133,14 @@ def encode_text(tokenizer: Tokenizer, batch: Batch) -> tuple[Block, Block]:
         if piece.is_last:
             out.append(tokenizer.document_end_id)
             ends[piece.side].append(len(out))
+            labels[piece.side].append(piece.label)
     kept, held = (
         Block(
             np.frombuffer(ids[side], np.uint32),
             None,
             np.frombuffer(ends[side], np.int64),
             np.array(batch.digests[side], dtype=np.uint64),
+            np.frombuffer(labels[side], np.uint8),
         )
         for side in (0, 1)
     )
@@ -143,12 +151,14 @@ def encode_chat(
     tokenizer: Tokenizer, batch: Batch, max_seq_length: int, too_long: TooLong
 ) -> tuple[Block, Block]:
     """The checked examples of each side that fit a row."""
-    conversations = [conversation for _, conversation in batch.conversations]
+    conversations = [conversation for _, conversation, _ in batch.conversations]
     rendered = render_checked(tokenizer, conversations)
     sides: tuple[list[Example], list[Example]] = ([], [])
+    labels: tuple[list[int], list[int]] = ([], [])
     lost = {"num_dropped": [0, 0], "num_truncated": [0, 0]}
     limit = max_seq_length + 1  # the last token is a target only
-    for (side, conversation), examples in zip(batch.conversations, rendered, strict=True):
+    for (side, conversation, label), examples in zip(batch.conversations, rendered, strict=True):
+        before = len(sides[side])
         for example in examples:
             if len(example.ids) <= limit:
                 sides[side].append(example)
@@ -160,9 +170,13 @@ def encode_chat(
                 lost["num_truncated"][side] += 1
             else:
                 lost["num_dropped"][side] += 1
+        labels[side].extend([label] * (len(sides[side]) - before))
     kept, held = (
         _join(
-            sides[side], batch.digests[side], **{name: count[side] for name, count in lost.items()}
+            sides[side],
+            batch.digests[side],
+            labels[side],
+            **{name: count[side] for name, count in lost.items()},
         )
         for side in (0, 1)
     )
@@ -170,7 +184,12 @@ def encode_chat(
 
 
 def _join(
-    examples: list[Example], digests: list[int], *, num_dropped: int, num_truncated: int
+    examples: list[Example],
+    digests: list[int],
+    labels: list[int],
+    *,
+    num_dropped: int,
+    num_truncated: int,
 ) -> Block:
     lengths = [len(example.ids) for example in examples]
     return Block(
@@ -178,6 +197,7 @@ def _join(
         np.concatenate([np.empty(0, np.bool_), *(example.trained for example in examples)]),
         np.cumsum(lengths, dtype=np.int64),
         np.array(digests, dtype=np.uint64),
+        np.array(labels, dtype=np.uint8),
         num_dropped,
         num_truncated,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,8 +36,8 @@ class Loader:
         return rows
 
     def batch(self, rows: np.ndarray) -> Batch:
-        """The given rows as a batch (B, row_length)."""
-        return make_batch(self.shards, rows)
+        """The given rows as a batch (B, row_length); no rows are one without targets."""
+        return make_batch(self.shards, rows, num_rows=max(1, len(rows)))
 
     def epoch_of(self, step: int) -> float:
         """Epochs seen before the update number `step`."""
@@ -52,24 +53,49 @@ class Loader:
         return self._orders[epoch]
 
 
+class Labelled(NamedTuple):
+    """A batch, and the number of the label of each of its targets, (B, T) int64."""
+
+    batch: Batch
+    labels: torch.Tensor
+
+
 class ValidSet:
-    """The first `max_rows` rows in order, in micro-batches of one shape (the last padded)."""
+    """At most `max_rows` rows in order, in micro-batches of one shape (the last padded).
+
+    Fewer rows than there are lie evenly over all of them: rows are in the order of the sources, or
+    of length, and the first ones would be of one source, or the longest.
+    """
 
     def __init__(self, shards: Shards, micro_batch_rows: int, max_rows: int | None = None) -> None:
-        self.shards, self._micro_batch_rows = shards, micro_batch_rows
+        self.shards, self.micro_batch_rows = shards, micro_batch_rows
+        self.labels = shards.labels
         self.num_rows = min(shards.num_rows, max_rows or shards.num_rows)
+        self._rows = np.arange(self.num_rows) * shards.num_rows // self.num_rows
 
     def __len__(self) -> int:
-        return -(-self.num_rows // self._micro_batch_rows)
+        return -(-self.num_rows // self.micro_batch_rows)
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self.batches(range(self.num_rows))
+    def __iter__(self) -> Iterator[Labelled]:
+        starts = range(0, self.num_rows, self.micro_batch_rows)
+        return self.batches(range(i, min(i + self.micro_batch_rows, self.num_rows)) for i in starts)
 
-    def batches(self, share: range) -> Iterator[Batch]:
-        """The batches of some of the rows, which follow each other."""
-        for first in range(share.start, share.stop, self._micro_batch_rows):
-            rows = np.arange(first, min(first + self._micro_batch_rows, share.stop))
-            yield make_batch(self.shards, rows, num_rows=self._micro_batch_rows)
+    def batches(self, cuts: Iterable[range]) -> Iterator[Labelled]:
+        """A batch of each range of at most `micro_batch_rows` rows, which may be empty."""
+        for cut in cuts:
+            rows = self._rows[cut.start : cut.stop]
+            batch = make_batch(self.shards, rows, num_rows=self.micro_batch_rows)
+            yield Labelled(batch, self._labels_of(rows))
+
+    def _labels_of(self, rows: np.ndarray) -> torch.Tensor:
+        """Zero where no target is, and where no labels were recorded."""
+        labels = np.zeros((self.micro_batch_rows, self.shards.row_length), dtype=np.int64)
+        for out, row in zip(labels, rows.tolist()):
+            part, number = self.shards.locate(row)
+            if part.labels is not None:
+                examples = _examples_of_targets(part, number, len(out))
+                out[: len(examples)] = part.label_places[part.labels[examples]]
+        return torch.from_numpy(labels)
 
 
 def make_batch(shards: Shards, rows: np.ndarray, num_rows: int | None = None) -> Batch:
@@ -90,6 +116,16 @@ def make_batch(shards: Shards, rows: np.ndarray, num_rows: int | None = None) ->
             _fill_text_row(part, number, out, isolated=shards.isolated)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return Batch(**tensors, isolated=shards.isolated)
+
+
+def _examples_of_targets(part: Part, row: int, row_length: int) -> np.ndarray:
+    """The number of the example or document of each target of a row, (at most row_length,)."""
+    if part.rows is None or part.order is None:
+        first = row * row_length + 1
+        places = np.arange(first, min(first + row_length, len(part.tokens)))
+        return np.searchsorted(part.offsets, places, side="right") - 1
+    examples = part.order[slice(*part.rows[row : row + 2].tolist())]
+    return np.repeat(examples, part.offsets[examples + 1] - part.offsets[examples] - 1)
 
 
 def _fill_text_row(part: Part, row: int, out: dict[str, np.ndarray], *, isolated: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,11 @@ from mule import fsio, locks, progress
 from mule.config.schema import DataSection
 from mule.data.encode import TooLong
 from mule.data.hold_out import Item, decide_split
+from mule.data.labels import files_by_source
 from mule.data.produce import ByteCount, Production, find_start, produce
 from mule.data.shard_writer import Counts, ShardWriter
 from mule.data.shards import VERSION, Shards, open_shards
-from mule.data.sources import expand, read, split_files
+from mule.data.sources import read, split_files
 from mule.data.sources.files import OnBytes
 from mule.data.sources.options import ReadOptions
 from mule.errors import DataError, StorageError, UserError
@@ -65,15 +66,20 @@ class Output:
 
 @dataclass(frozen=True)
 class Sources:
-    """The files, and what the index says of each; `states` are their sizes and times."""
+    """The files, and what the index says of each; `states` are their sizes and times.
+
+    `names` is what the source of each is called.
+    """
 
     files: list[Path]
+    names: list[str]
     facts: list[dict[str, Any]]
     states: list[tuple[int, int]]
 
     @classmethod
-    def of(cls, files: list[Path]) -> Sources:
-        """The files with their sums."""
+    def of(cls, named: Mapping[Path, str]) -> Sources:
+        """The files, with the source of each and their sums."""
+        files = list(named)
         states = [_state(file) for file in files]
         total = sum(size for size, _ in states)
         with progress.task("Reading the data files", total=total, unit="B") as bar:
@@ -82,7 +88,7 @@ class Sources:
             {"file": str(file), "bytes": size, "sha256": sha256}
             for file, (size, _), sha256 in zip(files, states, sums, strict=True)
         ]
-        return cls(files, facts, states)
+        return cls(files, list(named.values()), facts, states)
 
     @property
     def num_bytes(self) -> int:
@@ -143,7 +149,7 @@ def prepare(
     Conversations become examples, packed into rows of max_seq_length or one a row.
     Raises DataError, naming file and line, for data that cannot be used.
     """
-    sources = Sources.of(expand(paths))
+    sources = Sources.of(files_by_source(paths))
     key = job_key(sources, tokenizer, settings, valid, None)
     name = "valid" if valid else "train"
     output = Output(Path(out_dir) / f"{name}-{key[:16]}", key, valid)
@@ -175,7 +181,7 @@ def prepare_pair(
             f"{valid_share:g} of the data cannot be held out for validation",
             "set data.valid_share between 0 and 0.5, or give data.valid files",
         )
-    sources = Sources.of(expand(train))
+    sources = Sources.of(files_by_source(train))
     outputs = []
     for part in ("train", "valid"):
         split = (part, valid_share, seed)
@@ -201,10 +207,14 @@ def job_key(
     valid: bool,
     split: tuple[str, float, int] | None,
 ) -> str:
-    """The sum of everything that decides the content of a prepared folder."""
+    """The sum of everything that decides the content of a prepared folder.
+
+    Names of sources are in validation rows only: a run goes on when its training files moved.
+    """
     sums = [facts["sha256"] for facts in sources.facts]
+    names = [sources.names] if valid else []
     return fsio.sha256_json(
-        [VERSION, sums, tokenizer.fingerprint(), asdict(settings), valid, split]
+        [VERSION, sums, tokenizer.fingerprint(), asdict(settings), valid, split, *names]
     )
 
 
@@ -214,8 +224,8 @@ def fulfil(job: Job) -> list[Shards]:
     A killed process leaves what it did, and the next one goes on there; while another process
     makes the same thing, this one waits for it.
     """
-    first = job.outputs[0]
-    root = first.folder.with_name(fsio.partial_name(f"prepare-{first.key[:16]}"))
+    last = job.outputs[-1]  # of a pair, the validation rows: their key has all that decides both
+    root = last.folder.with_name(fsio.partial_name(f"prepare-{last.key[:16]}"))
     lock = root.with_name(f"{root.name}.lock")
     found = _found(job, tell=True)
     if found and not root.exists() and not lock.exists():
@@ -231,7 +241,7 @@ def fulfil(job: Job) -> list[Shards]:
             shutil.rmtree(root, ignore_errors=True)  # of a process killed right after its commit
             return found
         _remove_stale(root)
-        fsio.require_space(first.folder.parent, job.sources.num_bytes, "preparing the data")
+        fsio.require_space(root.parent, job.sources.num_bytes, "preparing the data")
         with fsio.resumable_folders(root, *(output.folder for output in job.outputs)) as work:
             _make(job, work)
     return [open_shards(output.folder) for output in job.outputs]
@@ -282,7 +292,8 @@ def _make(job: Job, work: fsio.Unfinished) -> None:
     def read_items(on_bytes: OnBytes) -> Iterable[Item]:
         return read(sources.files, settings.read, on_bytes)
 
-    start = find_start(work, job.tokenizer)
+    labelled = tuple(output.valid for output in job.outputs)
+    start = find_start(work, job.tokenizer, labelled)
     if start is not None:
         progress.note(
             f"going on where an earlier preparation stopped, after {start.state.num_items:,} "
@@ -298,15 +309,20 @@ def _make(job: Job, work: fsio.Unfinished) -> None:
         job.tokenizer,
         read_items,
         sources.num_bytes,
+        dict(zip(map(str, sources.files), sources.names, strict=True)),
+        labelled,
         settings.max_seq_length,
         settings.too_long,
         split,
     )
-    writers = produce(production, work, start)
+    writers, labels = produce(production, work, start)
     sources.check_unchanged()
     for writer, output in zip(writers, job.outputs, strict=True):
         finish = _finish_chat if writer.kind == "chat" else _finish_text
-        writer.write_index({"num_rows": finish(writer, output, job), **_facts(output, job)})
+        facts = {"num_rows": finish(writer, output, job), **_facts(output, job)}
+        if output.valid:
+            facts["labels"] = [label._asdict() for label in labels]
+        writer.write_index(facts)
 
 
 def _finish_text(writer: ShardWriter, output: Output, job: Job) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import asdict, dataclass
@@ -25,6 +25,7 @@ from mule.data.encode import (
     text_batches,
 )
 from mule.data.hold_out import Digests, Item, Split, sides
+from mule.data.labels import Label, Labels
 from mule.data.shard_writer import Block, Counts, ShardWriter, holds
 from mule.data.sources.files import OnBytes
 from mule.data.sources.items import Document
@@ -42,13 +43,15 @@ Encode = Callable[[Batch], tuple[Block, Block]]
 class Start:
     """Where production starts: at the beginning, or behind the last line of the log.
 
-    `num_bytes` of the sources were read; `done` says that nothing but the end is missing.
+    `num_bytes` of the sources were read; `done` says that nothing but the end is missing, and then
+    `labels` are all there are.
     """
 
     kind: str
     state: State
     counts: tuple[Counts, ...]
     num_bytes: int
+    labels: list[Label]
     done: bool
 
 
@@ -73,17 +76,24 @@ class ByteCount:
 
 @dataclass(frozen=True)
 class Production:
-    """What decides the tokens; `read` gives the items and tells the bytes as it goes."""
+    """What decides the tokens; `read` gives the items and tells the bytes as it goes.
+
+    `source_of` has the source of each file; `labelled` says which folders get labels.
+    """
 
     tokenizer: Tokenizer
     read: Callable[[OnBytes], Iterable[Item]]
     num_bytes: int
+    source_of: Mapping[str, str]
+    labelled: tuple[bool, ...]
     max_seq_length: int
     too_long: TooLong
     split: Split | None
 
 
-def find_start(work: fsio.Unfinished, tokenizer: Tokenizer) -> Start | None:
+def find_start(
+    work: fsio.Unfinished, tokenizer: Tokenizer, labelled: tuple[bool, ...]
+) -> Start | None:
     """Where an unfinished production stands; None where there is nothing to go on from."""
     rows = fsio.read_log(work.log)
     if not rows:
@@ -91,27 +101,33 @@ def find_start(work: fsio.Unfinished, tokenizer: Tokenizer) -> Start | None:
     row = rows[-1]
     counts = tuple(Counts(**count) for count in row["counts"])
     whole = all(
-        holds(folder, row["kind"], tokenizer.vocab_size, count)
-        for folder, count in zip(work.folders, counts, strict=True)
+        holds(folder, row["kind"], tokenizer.vocab_size, count, labelled=has_labels)
+        for folder, count, has_labels in zip(work.folders, counts, labelled, strict=True)
     )
     if not whole:
         return None
-    return Start(row["kind"], State(**row["state"]), counts, row["bytes"], row["done"])
+    labels = [Label(*label) for label in row["labels"]]
+    return Start(row["kind"], State(**row["state"]), counts, row["bytes"], labels, row["done"])
 
 
-def produce(job: Production, work: fsio.Unfinished, start: Start | None) -> list[ShardWriter]:
-    """Bring the folders of `work` to the end of the items; their writers, with all on the disk."""
+def produce(
+    job: Production, work: fsio.Unfinished, start: Start | None
+) -> tuple[list[ShardWriter], list[Label]]:
+    """Bring the folders of `work` to the end of the items; their writers, with all on the disk.
+
+    And the labels, each at the place of its number.
+    """
     for folder in work.folders:
         fsio.remove_leftovers(folder)
     if start is None:
         work.log.unlink(missing_ok=True)
     with contextlib.ExitStack() as stack:
         if start is not None and start.done:
-            return _writers(stack, job, work, start)
-        count = ByteCount()
+            return _writers(stack, job, work, start), start.labels
+        count, labels = ByteCount(), Labels(job.source_of)
         items = _one_kind(job.read(count))
         stack.callback(items.close)
-        sided = _with_digests(sides(items, job.split))
+        sided = _described(sides(items, job.split), labels)
         if start is not None:
             with count.shown("Skipping what is done", start.num_bytes):
                 deque(islice(sided, start.state.num_items), maxlen=0)
@@ -124,13 +140,13 @@ def produce(job: Production, work: fsio.Unfinished, start: Start | None) -> list
             writers = _writers(stack, job, work, start)
             log = fsio.AppendLog(work.log)
             stack.callback(log.close)
-            _write_all(job, start, sided, writers, _Noter(log, start.kind, writers, count))
-        return writers
+            _write_all(job, start, sided, writers, _Noter(log, start.kind, writers, count, labels))
+        return writers, labels.found
 
 
 def _beginning(first: Sided, work: fsio.Unfinished) -> Start:
     kind = "text" if isinstance(first.item, Document) else "chat"
-    return Start(kind, State(), (Counts(),) * len(work.folders), 0, done=False)
+    return Start(kind, State(), (Counts(),) * len(work.folders), 0, [], done=False)
 
 
 def _write_all(
@@ -164,9 +180,14 @@ class _Noter:
     """Makes what is written durable, and then notes in the log how far it is."""
 
     def __init__(
-        self, log: fsio.AppendLog, kind: str, writers: list[ShardWriter], count: ByteCount
+        self,
+        log: fsio.AppendLog,
+        kind: str,
+        writers: list[ShardWriter],
+        count: ByteCount,
+        labels: Labels,
     ) -> None:
-        self.count = count
+        self.count, self._labels = count, labels
         self._log, self._kind, self._writers = log, kind, writers
         self._state, self._num_bytes = State(), 0
         self._chars, self._noted_at = 0, time.monotonic()
@@ -185,6 +206,7 @@ class _Noter:
             "state": asdict(self._state),
             "counts": [asdict(writer.sync()) for writer in self._writers],
             "bytes": self._num_bytes,
+            "labels": self._labels.found,
             "done": done,
         }
         self._log.append(row)
@@ -226,15 +248,15 @@ def _writers(
 ) -> list[ShardWriter]:
     size = job.tokenizer.vocab_size
     return [
-        stack.enter_context(ShardWriter(folder, start.kind, size, counts))
-        for folder, counts in zip(work.folders, start.counts, strict=True)
+        stack.enter_context(ShardWriter(folder, start.kind, size, counts, labelled=labelled))
+        for folder, counts, labelled in zip(work.folders, start.counts, job.labelled, strict=True)
     ]
 
 
-def _with_digests(items: Iterable[tuple[int, Item]]) -> Iterator[Sided]:
+def _described(items: Iterable[tuple[int, Item]], labels: Labels) -> Iterator[Sided]:
     digests = Digests()
     for side, item in items:
-        yield Sided(side, item, digests.of(item))
+        yield Sided(side, item, digests.of(item), labels.of(item))
 
 
 def _one_kind(items: Iterable[Item]) -> Generator[Item]:

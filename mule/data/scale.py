@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mule import fsio
+from mule.data.labels import files_by_source
 from mule.data.prepare import Job, Output, Paths, RowSettings, Sources, fulfil, job_key
 from mule.data.shards import INDEX, VERSION, Shards, open_shards
 from mule.data.sources import expand
@@ -59,9 +60,10 @@ def prepare_files(
     Found again when it was made before from the same content; resumed when it was cut off.
     """
     assert 0 <= index < count
-    files = expand(paths)
+    named = files_by_source(paths)
+    files = list(named)
     require_files(files, count)
-    sources = Sources.of(files[index::count])
+    sources = Sources.of({file: named[file] for file in files[index::count]})
     key = job_key(sources, tokenizer, settings, valid, None)
     output = Output(part_folder(out_dir, index, count), key, valid)
     return fulfil(Job(tokenizer, settings, sources, (output,)))[0]

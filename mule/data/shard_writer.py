@@ -15,6 +15,7 @@ from mule.data.pack import best_fit
 from mule.data.shards import (
     DIGESTS,
     INDEX,
+    LABELS,
     OFFSETS,
     ORDER,
     ROWS,
@@ -42,13 +43,14 @@ class Block:
     """Encoded examples to append.
 
     ids (n,), trained (n,) or None, ends: where in `ids` an example ends (the last may go on in
-    the next block), digests: of the items that end here.
+    the next block), digests: of the items that end here, labels: one for each of `ends`.
     """
 
     ids: np.ndarray
     trained: np.ndarray | None
     ends: np.ndarray
     digests: np.ndarray
+    labels: np.ndarray
     num_dropped: int = 0
     num_truncated: int = 0
 
@@ -56,9 +58,11 @@ class Block:
 class ShardWriter:
     """Appends to a folder in the making; `counts` are those of the last sync, to go on from."""
 
-    def __init__(self, folder: Path, kind: str, vocab_size: int, counts: Counts) -> None:
+    def __init__(
+        self, folder: Path, kind: str, vocab_size: int, counts: Counts, *, labelled: bool
+    ) -> None:
         self._folder, self.kind, self.counts = folder, kind, counts
-        self._types = data_files(kind, vocab_size)
+        self._types = data_files(kind, vocab_size, labelled=labelled)
         sizes = _sizes(self._types, counts)
         self._files: dict[str, IO[bytes]] = {}
         for name in self._types:
@@ -87,6 +91,8 @@ class ShardWriter:
             self._write(TRAINED, block.trained)
         self._write(OFFSETS, block.ends + self.counts.num_tokens)
         self._write(DIGESTS, block.digests)
+        if LABELS in self._types:
+            self._write(LABELS, block.labels)
         counts = self.counts
         self.counts = Counts(
             num_tokens=counts.num_tokens + len(block.ids),
@@ -141,9 +147,9 @@ class ShardWriter:
         self._files[name].write(array.astype(self._types[name], copy=False).data)
 
 
-def holds(folder: Path, kind: str, vocab_size: int, counts: Counts) -> bool:
+def holds(folder: Path, kind: str, vocab_size: int, counts: Counts, *, labelled: bool) -> bool:
     """Whether the files of `folder` hold at least what `counts` says."""
-    sizes = _sizes(data_files(kind, vocab_size), counts)
+    sizes = _sizes(data_files(kind, vocab_size, labelled=labelled), counts)
     files = {name: folder / name for name in sizes}
     return all(f.is_file() and f.stat().st_size >= sizes[n] for n, f in files.items())
 
@@ -154,5 +160,6 @@ def _sizes(types: dict[str, str], counts: Counts) -> dict[str, int]:
         TRAINED: counts.num_tokens,
         OFFSETS: counts.num_examples + 1,
         DIGESTS: counts.num_items,
+        LABELS: counts.num_examples,
     }
     return {name: lengths[name] * np.dtype(dtype).itemsize for name, dtype in types.items()}

@@ -4,6 +4,7 @@ tokens.bin   every token in the order of the sources, uint16 or uint32
 trained.bin  chat only: 1 where the token is a target, uint8
 offsets.bin  where each document or example starts, and the end, int64
 digests.bin  of each document or conversation read, also of those left out, uint64
+labels.bin   validation only: the place of each document's or example's label in the index, uint8
 order.bin    chat only: the examples in the order of the rows, int64
 rows.bin     chat only: where each row starts in the order, and the end, int64
 index.json   the counts, the settings, and where it came from
@@ -22,12 +23,13 @@ from typing import Any
 import numpy as np
 
 from mule import fsio
+from mule.data.labels import Label
 from mule.errors import StorageError
 
 VERSION = 2
 INDEX = "index.json"
 TOKENS, TRAINED, OFFSETS, DIGESTS = "tokens.bin", "trained.bin", "offsets.bin", "digests.bin"
-ORDER, ROWS = "order.bin", "rows.bin"
+LABELS, ORDER, ROWS = "labels.bin", "order.bin", "rows.bin"
 
 _HINT = "delete the folder: it is made again from the source files"
 
@@ -39,6 +41,7 @@ class Part:
     kind text: row r is tokens[r * row_length : (r + 1) * row_length + 1].
     kind chat: row r holds the examples order[rows[r] : rows[r + 1]]; example e is
     tokens[offsets[e] : offsets[e + 1]]; its last token is a target only, never an input.
+    Document or example e has the label label_places[labels[e]] of the shards.
     """
 
     num_rows: int
@@ -48,15 +51,22 @@ class Part:
     trained: np.ndarray | None
     order: np.ndarray | None
     rows: np.ndarray | None
+    labels: np.ndarray | None
+    label_places: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """Prepared rows: those of the first part, then of the second, and so on."""
+    """Prepared rows: those of the first part, then of the second, and so on.
+
+    `labels` are the sources and categories of the examples; one without a name where they were not
+    recorded, as in training rows.
+    """
 
     folder: Path
     index: dict[str, Any]
     parts: Sequence[Part]
+    labels: Sequence[Label]
 
     @property
     def kind(self) -> str:
@@ -113,18 +123,38 @@ def open_shards(folder: str | Path) -> Shards:
     """Open prepared data. Raises StorageError when it is not that, or is damaged in size."""
     folder = Path(folder)
     index = _read_index(folder)
-    if "parts" not in index:
-        return Shards(folder, index, [_open_part(folder, index)])
-    parts = [folder / name for name in index["parts"]]
-    return Shards(folder, index, [_open_part(part, _read_index(part)) for part in parts])
+    folders = [folder / name for name in index.get("parts", ["."])]
+    indexes = [_read_index(part) for part in folders]
+    labels = list(dict.fromkeys(label for part in indexes for label in _labels(part)))
+    parts = [_open_part(*part, labels) for part in zip(folders, indexes)]
+    return Shards(folder, index, parts, labels)
 
 
-def data_files(kind: str, vocab_size: int) -> dict[str, str]:
+def require_whole(shards: Shards) -> None:
+    """StorageError when a file was cut since it was opened: the end of its last page reads as zeros.
+
+    One that was removed or replaced can still be read as it was.
+    """
+    for part in shards.parts:
+        for array in vars(part).values():
+            if not isinstance(array, np.memmap) or array.filename is None:
+                continue
+            file = Path(array.filename)
+            if file.exists() and file.stat().st_size < array.nbytes:
+                raise StorageError(
+                    f"{file} was cut to {file.stat().st_size:,} of its {array.nbytes:,} bytes while "
+                    "this run reads it",
+                    "leave prepared data alone while it is used; it is made again by itself",
+                )
+
+
+def data_files(kind: str, vocab_size: int, *, labelled: bool) -> dict[str, str]:
     """The data type of each file that grows while data is prepared."""
-    tokens = {TOKENS: "uint16" if vocab_size <= 1 << 16 else "uint32"}
+    types = {TOKENS: "uint16" if vocab_size <= 1 << 16 else "uint32"}
     if kind == "chat":
-        tokens[TRAINED] = "uint8"
-    return {**tokens, OFFSETS: "int64", DIGESTS: "uint64"}
+        types[TRAINED] = "uint8"
+    types |= {OFFSETS: "int64", DIGESTS: "uint64"}
+    return types | {LABELS: "uint8"} if labelled else types
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -137,9 +167,14 @@ def _read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _open_part(folder: Path, index: dict[str, Any]) -> Part:
+def _labels(index: dict[str, Any]) -> list[Label]:
+    return [Label(**label) for label in index.get("labels", [{"source": ""}])]
+
+
+def _open_part(folder: Path, index: dict[str, Any], labels: list[Label]) -> Part:
     num_tokens, is_chat = index["num_tokens"], index["kind"] == "chat"
     num_examples, num_rows = index["num_examples"], index["num_rows"]
+    places = [labels.index(label) for label in _labels(index)]
     return Part(
         num_rows=num_rows,
         tokens=_map(folder / TOKENS, index["dtype"], num_tokens),
@@ -148,6 +183,8 @@ def _open_part(folder: Path, index: dict[str, Any]) -> Part:
         trained=_map(folder / TRAINED, "uint8", num_tokens) if is_chat else None,
         order=_map(folder / ORDER, "int64", num_examples) if is_chat else None,
         rows=_map(folder / ROWS, "int64", num_rows + 1) if is_chat else None,
+        labels=_map(folder / LABELS, "uint8", num_examples) if "labels" in index else None,
+        label_places=np.array(places, dtype=np.int64),
     )
 
 

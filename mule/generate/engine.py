@@ -104,6 +104,5 @@ def _start(model: Decoder, rows: list[list[int]], max_tokens: int) -> tuple[KVCa
             f"the prompt has {len(rows[0])} tokens; the model's context holds {limit}",
             "shorten the prompt or start a new conversation (/reset)",
         )
-    weight = model.lm_head.weight
-    cache = KVCache(model.config, len(rows), min(needed, limit), weight)
-    return cache, torch.tensor(rows, device=weight.device)
+    cache = model.new_cache(len(rows), min(needed, limit))
+    return cache, torch.tensor(rows, device=cache.keys.device)

@@ -12,7 +12,10 @@ from torch.nn import functional as F
 from mule.models.cache import KVCache
 from mule.models.config import ModelConfig
 from mule.models.norm import RMSNorm
+from mule.models.packed_attention import packed_attention
 from mule.models.rope import apply_rope
+
+_DENSE_TOKENS = 512  # up to this length a mask costs less than going by document (docs/log.md)
 
 
 class Attention(nn.Module):
@@ -36,15 +39,17 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.grouped = config.num_kv_heads != config.num_heads
         self.layer = layer
+        self.compiled = False  # whether the parts that the compiler does not see are compiled too
 
     def forward(
         self,
         x: torch.Tensor,
         angles: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
+        visible: torch.Tensor | None,
         cache: KVCache | None = None,
     ) -> torch.Tensor:
-        """(B, T, E) -> (B, T, E); without a mask, plain causal."""
+        """(B, T, E) -> (B, T, E); `visible` is None for plain causal rows, else a mask (bool, over
+        queries and keys) or the documents of packed rows (`visible_within`)."""
         rows, length, _ = x.shape
         q = self.q_proj(x).view(rows, length, -1, self.head_dim)  # (B, T, H, D)
         k = self.k_proj(x).view(rows, length, -1, self.head_dim)  # (B, T, K, D)
@@ -55,10 +60,21 @@ class Attention(nn.Module):
         k = apply_rope(k.transpose(1, 2), *angles)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped
-        )
+        if visible is not None and visible.dtype != torch.bool:
+            y, _ = packed_attention(q, k, v, visible, self.compiled)
+        else:
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=self.grouped
+            )
         return self.o_proj(y.transpose(1, 2).reshape(rows, length, -1))
+
+
+def visible_within(segments: torch.Tensor) -> torch.Tensor:
+    """What a token sees of its row when attention stays inside documents: segments (B, T) as they
+    are where attention goes by document, else a mask."""
+    if segments.device.type == "cpu" and segments.shape[1] > _DENSE_TOKENS:
+        return segments
+    return document_mask(segments)
 
 
 def document_mask(segments: torch.Tensor) -> torch.Tensor:

@@ -6,22 +6,31 @@ Module names are those of the matching transformers class, so a state dict of ou
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from mule.batch import Batch
-from mule.models.attention import Attention, document_mask
+from mule.batch import IGNORE, Batch
+from mule.models.attention import Attention, visible_within
 from mule.models.cache import KVCache
 from mule.models.config import ModelConfig
-from mule.models.loss import Kernel, nll_sum, softmax_nll
+from mule.models.loss import Kernel, nll_sum, softmax_nll_
 from mule.models.mlp import SwiGLU
 from mule.models.norm import RMSNorm
+from mule.models.recompute import Recompute, recomputed
 from mule.models.rope import rope_angles
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    In training, `dropout` drops a share of what each half adds. Source: GPT-2's resid_dropout.
+    """
+
+    dropout = 0.0
+    recompute: Recompute = "none"
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -34,11 +43,24 @@ class Block(nn.Module):
         self,
         x: torch.Tensor,
         angles: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
+        visible: torch.Tensor | None,
         cache: KVCache | None = None,
     ) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), angles, mask, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        if self.training and torch.is_grad_enabled():
+            return recomputed(self.recompute, self._apply_to, x, angles, visible)
+        return self._apply_to(x, angles, visible, cache)
+
+    def _apply_to(
+        self,
+        x: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        visible: torch.Tensor | None,
+        cache: KVCache | None = None,
+    ) -> torch.Tensor:
+        added = self.self_attn(self.input_layernorm(x), angles, visible, cache)
+        x = x + F.dropout(added, self.dropout, self.training)
+        added = self.mlp(self.post_attention_layernorm(x))
+        return x + F.dropout(added, self.dropout, self.training)
 
 
 class Backbone(nn.Module):
@@ -55,13 +77,13 @@ class Backbone(nn.Module):
         self,
         input_ids: torch.Tensor,
         positions: torch.Tensor,
-        mask: torch.Tensor | None,
+        visible: torch.Tensor | None,
         cache: KVCache | None = None,
     ) -> torch.Tensor:
         angles = rope_angles(positions, self.head_dim, self.rope_theta)
         x = self.embed_tokens(input_ids)
         for layer in self.layers:
-            x = layer(x, angles, mask, cache)
+            x = layer(x, angles, visible, cache)
         return self.norm(x)
 
 
@@ -75,18 +97,46 @@ class Decoder(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        self._nll_kernel: Kernel = softmax_nll
+        self._nll_kernel: Kernel = softmax_nll_
 
-    def nll_sum(self, batch: Batch) -> torch.Tensor:
-        """Summed negative log-likelihood of the batch's targets, fp32 scalar."""
-        mask = document_mask(batch.segments) if batch.isolated else None
-        hidden = self.model(batch.input_ids, batch.positions, mask)
-        return nll_sum(hidden, self.lm_head.weight, batch.targets, self._nll_kernel)
+    def nll_sum(self, batch: Batch, grad_scale: float = 1.0) -> torch.Tensor:
+        """Summed negative log-likelihood of the batch's targets, fp32 scalar.
+
+        Its gradient comes times `grad_scale`.
+        """
+        return nll_sum(
+            self._hidden(batch),
+            self.lm_head.weight,
+            batch.targets,
+            self._nll_kernel,
+            grad_scale,
+            num_targets=batch.num_targets,
+        )
+
+    def nll_by_label(
+        self, batch: Batch, labels: torch.Tensor, chosen: Sequence[int]
+    ) -> dict[int, torch.Tensor]:
+        """`nll_sum` of the targets of each label that is `chosen`; labels (B, T) int64."""
+        hidden, weight = self._hidden(batch), self.lm_head.weight
+        sums = {}
+        for label in chosen:
+            targets = batch.targets.where(labels == label, IGNORE)
+            sums[label] = nll_sum(hidden, weight, targets, self._nll_kernel)
+        return sums
+
+    def _hidden(self, batch: Batch) -> torch.Tensor:
+        """The last hidden states (B, T, E)."""
+        visible = visible_within(batch.segments) if batch.isolated else None
+        return self.model(batch.input_ids, batch.positions, visible)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Logits (B, T, V) of plain causal rows; for tests and verification, not for training."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         return self.lm_head(self.model(input_ids, positions.expand_as(input_ids), None))
+
+    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
+        """An empty cache of `capacity` tokens, in the precision and place of the weights."""
+        return KVCache(self.config, batch_size, capacity, self.lm_head.weight)
 
     def step(self, input_ids: torch.Tensor, cache: KVCache) -> torch.Tensor:
         """Append (B, T) tokens to the cache; logits (B, V) of the last one.
@@ -99,11 +149,20 @@ class Decoder(nn.Module):
         cache.length += num_new
         return self.lm_head(hidden[:, -1])
 
+    def set_training(self, *, dropout: float = 0.0, recompute: Recompute = "none") -> None:
+        """What the blocks do in training mode only; before `compile_regions`."""
+        for layer in self.model.layers:
+            assert isinstance(layer, Block)
+            layer.dropout, layer.recompute = dropout, recompute
+
     def compile_regions(self) -> None:
         """Compile the blocks (one graph serves all) and the loss kernel, in place."""
         for layer in self.model.layers:
             layer.compile(dynamic=False)
-        self._nll_kernel = torch.compile(softmax_nll, dynamic=True)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.compiled = True
+        self._nll_kernel = torch.compile(softmax_nll_, dynamic=True)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

@@ -7,7 +7,7 @@ in fp32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.nn import functional as F
@@ -15,72 +15,100 @@ from torch.nn import functional as F
 from mule.batch import IGNORE
 
 CHUNK_TOKENS = 512  # between the slower 64 and 1,024 of a first trial (docs/log.md)
+_DEVICE_CHUNK_TOKENS = 4096  # a guess: no GPU has been measured; 512 rows do not fill one
 
 # Trained rows are filled up to a multiple of this: every update would bring new shapes otherwise,
 # which fragments memory (0.4 GB to 1.2 GB in 400 updates) and makes compiled code start over.
 PAD_TOKENS = 128
 
-Kernel = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
-def softmax_nll(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed negative log-likelihood (fp32 scalar) and its gradient, for logits (N, V).
+def softmax_nll_(
+    logits: torch.Tensor, targets: torch.Tensor, grad_scale: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Summed negative log-likelihood (fp32 scalar) of logits (N, V), which become its gradient.
 
     The gradient is softmax minus one-hot, in the logits' precision; zero where nothing is trained.
+    `grad_scale`, an fp32 scalar, multiplies it before it is rounded.
     """
-    scores = logits.float()
     trained = targets != IGNORE
-    peak = scores.amax(-1, keepdim=True)
-    exponentials = (scores - peak).exp()
-    total = exponentials.sum(-1, keepdim=True)
+    scores = logits.float()
+    scores = scores - scores.amax(-1, keepdim=True)
+    at_target = scores.gather(-1, targets.clamp_min(0)[:, None]).squeeze(-1)
+    p = scores.exp_()
+    total = p.sum(-1, keepdim=True)
+    nll = torch.where(trained, total.squeeze(-1).log() - at_target, 0.0).sum()
     vocabulary = torch.arange(logits.shape[-1], device=logits.device)
     is_target = vocabulary == targets[:, None]  # IGNORE is negative: never equal
-    at_target = torch.where(is_target, scores - peak, 0.0).sum(-1)
-    nll = torch.where(trained, total.squeeze(-1).log() - at_target, 0.0).sum()
-    gradient = (exponentials / total - is_target.float()) * trained[:, None]
-    return nll, gradient.to(logits.dtype)
+    weights = trained if grad_scale is None else trained * grad_scale
+    logits.copy_(p.div_(total).sub_(is_target.float()).mul_(weights[:, None]))
+    return nll
 
 
 def nll_sum(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
-    kernel: Kernel = softmax_nll,
+    kernel: Kernel = softmax_nll_,
+    grad_scale: float = 1.0,
+    *,
+    num_targets: int | None = None,
 ) -> torch.Tensor:
     """Sum over trained tokens of -log p(target), fp32 scalar, differentiable.
 
     hidden (B, T, E), weight (V, E), targets (B, T). Rows whose target is IGNORE cost nothing.
+    Its gradient comes times `grad_scale`, for fp16, in which softmax minus one-hot would vanish.
+    With `num_targets` known, a device need not be asked whether every row is trained.
     """
     targets = targets.flatten()
     hidden = hidden.flatten(0, 1)
-    rows = (targets != IGNORE).nonzero().squeeze(-1)
-    if rows.numel() != targets.numel():
+    if num_targets != targets.numel():
+        rows = (targets != IGNORE).nonzero().squeeze(-1)
         padding = rows.new_zeros(-rows.numel() % PAD_TOKENS)
         hidden = hidden[torch.cat((rows, padding))]
         targets = F.pad(targets[rows], (0, padding.numel()), value=IGNORE)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        return _ChunkedNLL.apply(hidden, weight, targets, kernel)
+        # A tensor: compiled code would start over with every new number.
+        scale = None if grad_scale == 1.0 else hidden.new_full((), grad_scale, dtype=torch.float32)
+        return _ChunkedNLL.apply(hidden, weight, targets, kernel, scale)
     total = hidden.new_zeros((), dtype=torch.float32)
-    for part, goal in zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS)):
-        total = total + kernel(part @ weight.T, goal)[0]
+    for _, logits, goals in _chunks(hidden, weight, targets):
+        total += kernel(logits, goals, None)
     return total
+
+
+def _chunks(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """(rows, logits, targets) of one chunk after the other; the logits are in the same memory.
+
+    Fresh memory for each would cost more than what is computed in it: the system clears it page by
+    page (docs/log.md). The last chunk's logits and targets are filled up to the same shape.
+    """
+    size = CHUNK_TOKENS if hidden.device.type == "cpu" else _DEVICE_CHUNK_TOKENS
+    logits = hidden.new_empty(min(size, len(hidden)), len(weight))
+    for start in range(0, len(hidden), size):
+        rows = slice(start, min(start + size, len(hidden)))
+        num_rows = rows.stop - start
+        torch.mm(hidden[rows], weight.T, out=logits[:num_rows])
+        yield rows, logits, F.pad(targets[rows], (0, len(logits) - num_rows), value=IGNORE)
 
 
 class _ChunkedNLL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, kernel):  # type: ignore[override]
+    def forward(ctx, hidden, weight, targets, kernel, grad_scale):  # type: ignore[override]
         want_hidden, want_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
         grad_weight = torch.zeros_like(weight) if want_weight else None
         total = hidden.new_zeros((), dtype=torch.float32)
-        for start in range(0, len(hidden), CHUNK_TOKENS):
-            rows = hidden[start : start + CHUNK_TOKENS]
-            nll, grad_logits = kernel(rows @ weight.T, targets[start : start + CHUNK_TOKENS])
-            total += nll
+        for rows, logits, goals in _chunks(hidden, weight, targets):
+            total += kernel(logits, goals, grad_scale)
+            grad_logits = logits[: rows.stop - rows.start]
             if grad_hidden is not None:
-                torch.mm(grad_logits, weight, out=grad_hidden[start : start + CHUNK_TOKENS])
+                torch.mm(grad_logits, weight, out=grad_hidden[rows])
             if grad_weight is not None:
-                grad_weight.addmm_(grad_logits.T, rows)
+                grad_weight.addmm_(grad_logits.T, hidden[rows])
         ctx.gradients = (grad_hidden, grad_weight)
         return total
 
@@ -89,4 +117,4 @@ class _ChunkedNLL(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.gradients
         del ctx.gradients
         scaled = (g if g is None else g.mul_(grad_total) for g in (grad_hidden, grad_weight))
-        return (*scaled, None, None)
+        return (*scaled, None, None, None)

@@ -6,19 +6,26 @@ The result is saved in the run and frozen: a resumed run computes what it comput
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mule.config.schema import Recipe
 from mule.errors import ConfigError
 from mule.models import cost
 from mule.models.config import ModelConfig, named_size
+from mule.plan import memory
+from mule.plan.micro_batch import Timing, candidates, largest_even_part
+from mule.plan.sharding import check_sharding, choose_sharding
 
 _CPU_MICRO_TOKENS = 8192  # enough rows for full-speed matmuls; not tuned yet
 _GPU_MICRO_TOKENS = 65536  # a guess: no GPU has been measured
+_MIN_SHARE_OF_TOKENS = 8  # timing begins at an eighth of these
 _COMPILE_SECONDS = 30.0  # first step of a compiled run with a cold cache, two cores (docs/log.md)
 _COMPILE_GAIN = 0.35  # share of the eager time that compiling saves (docs/log.md)
 _EAGER_SHARE_OF_PEAK = 0.25  # cautious: a wrong "yes" costs more than a wrong "no"
+
+
+_MICRO_BATCH = "train.micro_batch_rows"
 
 
 @dataclass(frozen=True)
@@ -36,14 +43,23 @@ class Facts:
     matmul_peak_flops: float
     cuda: bool = False
     mps: bool = False
+    cuda_bf16: bool = True
+    float8: bool = False
+    isolated: bool = False  # attention stays inside documents
+    num_processes: int = 1
+    processes_per_machine: int = 1
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe without "auto"; `reasons` says why for each key that was decided here."""
+    """A recipe without "auto"; `reasons` says why for each key that was decided here.
+
+    `candidates` are the micro-batch sizes that are worth timing before the run; often none.
+    """
 
     recipe: Recipe
     reasons: dict[str, str] = field(default_factory=dict)
+    candidates: tuple[int, ...] = ()
 
     @property
     def num_steps(self) -> int:
@@ -54,6 +70,12 @@ class Resolved:
     def step_rows(self) -> int:
         assert self.recipe.train.step_rows is not None
         return self.recipe.train.step_rows
+
+    def with_micro_batch(self, rows: int, reason: str) -> Resolved:
+        """The same with another micro-batch, decided once timing is done."""
+        train = self.recipe.train.model_copy(update={"micro_batch_rows": rows})
+        recipe = self.recipe.model_copy(update={"train": train})
+        return replace(self, recipe=recipe, reasons=self.reasons | {_MICRO_BATCH: reason})
 
 
 def new_model_config(recipe: Recipe, tokenizer_size: int) -> ModelConfig:
@@ -100,9 +122,13 @@ def resolve(recipe: Recipe, config: ModelConfig, facts: Facts) -> Resolved:
     _precision(train, facts)
     _step_rows(train, facts)
     num_steps = _length(train, facts)
-    _micro_batch(train, config, facts)
+    _sharding(train, recipe, config, facts)
+    room = _room(train, recipe, config, facts)
+    _checkpointing(train, config, facts, room)
     _compile(train, config, facts)
+    sizes = _micro_batch(train, config, facts, room)
     optim = _Filler(recipe, "optim")
+    _check_optimizer(recipe, train["device"])
     optim.fill(
         "warmup_steps",
         min(max(1, round(0.05 * num_steps)), 500, num_steps - 1),
@@ -120,9 +146,8 @@ def resolve(recipe: Recipe, config: ModelConfig, facts: Facts) -> Resolved:
     sections = (train, optim, evaluate, checkpoint)
     for section in sections:
         reasons |= section.reasons
-    return Resolved(
-        recipe.model_copy(update={section.name: section.done() for section in sections}), reasons
-    )
+    decided = recipe.model_copy(update={section.name: section.done() for section in sections})
+    return Resolved(decided, reasons, sizes)
 
 
 class _Filler:
@@ -169,11 +194,35 @@ def _device(train: _Filler, facts: Facts) -> None:
 
 
 def _precision(train: _Filler, facts: Facts) -> None:
-    if train["device"] != "cpu":
+    if train["precision"] == "fp8" and not (train["device"] == "cuda" and facts.float8):
+        raise ConfigError(
+            ["train.precision = fp8 needs a CUDA device of capability 8.9 or newer; there is none"],
+            "set train.precision=bf16",
+        )
+    if train["device"] == "cuda" and not facts.cuda_bf16:
+        train.fill("precision", "fp16", "this GPU has no bf16 instructions (capability below 8.0)")
+    elif train["device"] != "cpu":
         train.fill("precision", "bf16", "GPUs compute bf16 several times faster than fp32")
     elif facts.fast_bf16:
         train.fill("precision", "bf16", "this CPU has bf16 instructions (avx512_bf16 or amx_bf16)")
     train.fill("precision", "fp32", "this CPU has no bf16 instructions")
+
+
+def _check_optimizer(recipe: Recipe, device: str) -> None:
+    kind = recipe.optim.kind
+    if kind == "muon" and recipe.adapter.kind != "none":
+        raise ConfigError(
+            [
+                "optim.kind = muon trains whole matrices; the two factors of a LoRA adapter, taken "
+                "one by one, are not what it orthogonalises"
+            ],
+            "set optim.kind=adamw, or train every weight: adapter.kind=none",
+        )
+    if kind == "adamw8bit" and device == "mps":
+        raise ConfigError(
+            ["optim.kind = adamw8bit: bitsandbytes has no such update for Apple GPUs"],
+            "set optim.kind=adamw, or train.device=cpu",
+        )
 
 
 def _step_rows(train: _Filler, facts: Facts) -> None:
@@ -213,39 +262,86 @@ def _length(train: _Filler, facts: Facts) -> int:
     return steps
 
 
-def _micro_batch(train: _Filler, config: ModelConfig, facts: Facts) -> None:
+def _sharding(train: _Filler, recipe: Recipe, config: ModelConfig, facts: Facts) -> None:
+    decided = recipe.model_copy(update={"train": train.done()})
+    processes = facts.num_processes, facts.processes_per_machine
+    check_sharding(decided, *processes)
+    found = choose_sharding(decided, config, *processes, facts.available_bytes)
+    train.fill("sharding", *found)
+
+
+def _room(train: _Filler, recipe: Recipe, config: ModelConfig, facts: Facts) -> float:
+    """Bytes that the activations of this process may take."""
+    decided = recipe.model_copy(update={"train": train.done()})
+    shards = {"full": facts.num_processes, "hybrid": facts.processes_per_machine}
+    num_shards = shards.get(train["sharding"], 1)
+    return memory.free_for_activations(config, decided, facts.available_bytes, num_shards)
+
+
+def _row_bytes(train: _Filler, config: ModelConfig, facts: Facts, checkpointing: str) -> float:
+    """Bytes of activations of one row."""
+    length = facts.row_length
+    mask_length = memory.mask_length(length, train["device"], isolated=facts.isolated)
+    section = train.done()
+    return length * memory.activation_bytes_per_token(config, section, checkpointing, mask_length)
+
+
+def _checkpointing(train: _Filler, config: ModelConfig, facts: Facts, room: float) -> None:
+    """Compute again as little as lets the smallest micro-batch fit."""
+    if not train.open("activation_checkpointing"):
+        return
+    rows = 1 if train.open("micro_batch_rows") else train["micro_batch_rows"]
+    takes = {
+        kind: rows * _row_bytes(train, config, facts, kind)
+        for kind in ("none", "selective", "full")
+    }
+    found = next((kind for kind, needed in takes.items() if needed <= room), "full")
+    told = [f"{kind} {needed / 2**20:,.0f} MiB" for kind, needed in takes.items()]
+    told = told[: list(takes).index(found) + 1]
+    reason = f"activations of {rows} row{'s' * (rows > 1)}: {', '.join(told)}"
+    reason += f"; there is room for {room / 2**20:,.0f} MiB"
+    if takes[found] > room:
+        reason += ", so memory may run out"
+    train.set("activation_checkpointing", found, reason)
+
+
+def _micro_batch(train: _Filler, config: ModelConfig, facts: Facts, room: float) -> tuple[int, ...]:
+    """Fill in the rows computed at once; the sizes that are worth timing."""
+    if not train.open("micro_batch_rows"):
+        return ()
     tokens = _CPU_MICRO_TOKENS if train["device"] == "cpu" else _GPU_MICRO_TOKENS
-    by_memory = int(
-        facts.available_bytes * 0.5 / activation_bytes_per_token(config, train["precision"])
+    fitting = int(room / _row_bytes(train, config, facts, train["activation_checkpointing"]))
+    usual = max(1, tokens // facts.row_length)
+    limit = f"{tokens} tokens keep the cores busy"
+    if fitting < usual:
+        limit = f"memory has room for {max(1, fitting)} row{'s' * (fitting > 1)}"
+    share = math.ceil(train["step_rows"] / facts.num_processes)
+    rows = largest_even_part(share, min(usual, fitting))
+    train.set("micro_batch_rows", rows, f"{limit}; divides the update evenly")
+    if train["sharding"] in ("full", "hybrid"):  # their passes are made together
+        return ()
+    timing = Timing(
+        run_rows=train["steps"] * share,
+        run_s=_eager_seconds(train, config, facts),
+        compile_s=_COMPILE_SECONDS if train["compile"] else 0.0,
     )
-    rows = max(1, min(tokens, by_memory) // facts.row_length)
-    limit = "memory" if by_memory < tokens else f"{tokens} tokens keep the cores busy"
-    step_rows = train["step_rows"]
-    if rows < step_rows:  # equal parts waste no padding and need one shape only
-        parts = math.ceil(step_rows / rows)
-        while step_rows % parts:
-            parts += 1
-        rows = step_rows // parts
-    train.fill("micro_batch_rows", min(rows, step_rows), f"{limit}; divides the update evenly")
+    return candidates(share, usual // _MIN_SHARE_OF_TOKENS, fitting, timing)
 
 
-def activation_bytes_per_token(config: ModelConfig, precision: str) -> float:
-    """Bytes kept from forward to backward for one token, attention in blocks."""
-    width = 2 if precision == "bf16" else 4
-    heads = (config.num_heads + config.num_kv_heads) * config.head_dim
-    per_layer = 6 * config.hidden_size + 4 * heads + 4 * config.intermediate_size
-    return width * (config.num_layers * per_layer + 4 * config.hidden_size)
+def _eager_seconds(train: _Filler, config: ModelConfig, facts: Facts) -> float:
+    """How long the run takes about, without compiling; cautious."""
+    tokens = train["steps"] * train["step_rows"] * facts.row_length
+    flops = tokens * cost.train_flops_per_token(config, facts.row_length)
+    return flops / (_EAGER_SHARE_OF_PEAK * facts.matmul_peak_flops)
 
 
 def _compile(train: _Filler, config: ModelConfig, facts: Facts) -> None:
     if not train.open("compile"):
         return
-    if train["device"] == "cpu" and not facts.cpp_compiler:
+    if train["device"] != "mps" and not facts.cpp_compiler:  # Triton builds its launchers with it
         train.set("compile", False, "no C++ compiler found")
         return
-    tokens = train["steps"] * train["step_rows"] * facts.row_length
-    flops = tokens * cost.train_flops_per_token(config, facts.row_length)
-    eager_seconds = flops / (_EAGER_SHARE_OF_PEAK * facts.matmul_peak_flops)
+    eager_seconds = _eager_seconds(train, config, facts)
     pays = eager_seconds * _COMPILE_GAIN > _COMPILE_SECONDS
     word = "more" if pays else "less"
     train.set(

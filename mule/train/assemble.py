@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,8 +13,8 @@ from mule import fsio, machine, progress
 from mule.adapters.identity import base_identity
 from mule.adapters.lora import add_lora
 from mule.adapters.source import find_source
-from mule.config.load import identity_fingerprint
-from mule.config.schema import Recipe
+from mule.config.load import identity_fingerprint, load_recipe
+from mule.config.schema import Recipe, TrainSection
 from mule.data.loader import Loader, ValidSet
 from mule.data.prepare import prepared_rows, read_options
 from mule.data.shards import Shards
@@ -23,12 +24,18 @@ from mule.models import cost
 from mule.models.config import ModelConfig
 from mule.models.decoder import Decoder, empty_decoder
 from mule.models.folder import load_weights, read_config
+from mule.plan.micro_batch import fastest
 from mule.plan.resolve import Facts, Resolved, new_model_config, resolve
+from mule.plan.sharding import SHARDED
 from mule.run import Run
 from mule.tokenizer import Tokenizer
+from mule.train.compiler import set_up_compiler
 from mule.train.distributed import ALONE, Group, stable_number
-from mule.train.optim import AdamW, AdamWSettings
-from mule.train.precision import DTYPES, set_up_torch
+from mule.train.float8 import use_float8
+from mule.train.optim import Optimizer
+from mule.train.precision import DTYPES, check_fits_fp16, set_up_torch
+from mule.train.probe import measured_rates
+from mule.train.scaler import LossScaler
 
 
 @dataclass
@@ -40,16 +47,22 @@ class Parts:
     tokenizer: Tokenizer
     config: ModelConfig
     model: Decoder
-    optimizer: AdamW
+    optimizer: Optimizer
     train: Loader
     valid: ValidSet | None
     base: tuple[Path, dict[str, str | None]]
     matmul_peak_flops: float  # of all processes together
     group: Group = ALONE
+    scaler: LossScaler | None = None  # in fp16
 
     @property
     def recipe(self) -> Recipe:
         return self.resolved.recipe
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a share of the model, so that all must compute together."""
+        return self.recipe.train.sharding in SHARDED
 
 
 def assemble(recipe: Recipe, run: Run, group: Group = ALONE) -> Parts:
@@ -61,15 +74,16 @@ def assemble(recipe: Recipe, run: Run, group: Group = ALONE) -> Parts:
     )
     config = read_config(base_dir) if base_dir else new_model_config(recipe, tokenizer.vocab_size)
     _check_fit(recipe, config, tokenizer)
-    facts = Facts(
-        **group.from_first(lambda: asdict(_facts(train_shards, recipe.train.device, group)))
-    )
-    resolved = resolve(recipe, config, facts)
+    facts = Facts(**group.from_first(lambda: asdict(_facts(train_shards, recipe.train, group))))
+    decided = group.from_first(lambda: _decided_before(recipe, run))
+    resolved = resolve(_with_train(recipe, decided), config, facts)
     settings = resolved.recipe
     identity = identity_fingerprint(settings)
     _check_group(group, resolved.step_rows, (identity, train_shards.folder.name))
-    model, optimizer = model_and_optimizer(settings, config, base_dir)
-    micro_rows = int(settings.train.micro_batch_rows)
+    model, optimizer = model_and_optimizer(settings, config, base_dir, group)
+    train = Loader(train_shards, resolved.step_rows, settings.train.seed)
+    resolved = _with_fastest_micro_batch(resolved, model, optimizer, train, group)
+    micro_rows = int(resolved.recipe.train.micro_batch_rows)
     return Parts(
         resolved=resolved,
         identity=identity,
@@ -77,14 +91,47 @@ def assemble(recipe: Recipe, run: Run, group: Group = ALONE) -> Parts:
         config=config,
         model=model,
         optimizer=optimizer,
-        train=Loader(train_shards, resolved.step_rows, settings.train.seed),
+        train=train,
         valid=ValidSet(valid_shards, micro_rows, settings.evaluate.max_rows)
         if valid_shards
         else None,
         base=_base(settings, base_dir),
         matmul_peak_flops=facts.matmul_peak_flops * _num_peaks(settings.train.device, group),
         group=group,
+        scaler=loss_scaler(resolved),
     )
+
+
+def _decided_before(recipe: Recipe, run: Run) -> dict[str, Any]:
+    """What the run's first attempt decided by memory and by timing, where the recipe leaves it open.
+
+    Memory and speed differ from start to start; a resumed run computes what it computed before.
+    """
+    file = run.folder / "resolved.yaml"
+    if not file.is_file():
+        return {}
+    before = load_recipe(file, []).recipe.train
+    keys = ("micro_batch_rows", "activation_checkpointing")
+    return {key: getattr(before, key) for key in keys if getattr(recipe.train, key) == "auto"}
+
+
+def _with_train(recipe: Recipe, values: dict[str, Any]) -> Recipe:
+    train = recipe.train.model_copy(update=values)
+    return recipe.model_copy(update={"train": train})
+
+
+def _with_fastest_micro_batch(
+    resolved: Resolved, model: Decoder, optimizer: Optimizer, loader: Loader, group: Group
+) -> Resolved:
+    """Time the sizes worth timing, in the first process for all; the resolved recipe with the best."""
+    if not resolved.candidates:
+        return resolved
+    rates = group.from_first(lambda: measured_rates(model, optimizer, loader, resolved.candidates))
+    if not rates:
+        return resolved
+    rows, reason = fastest(rates)
+    progress.note(f"train.micro_batch_rows: {rows}; {reason}")
+    return resolved.with_micro_batch(rows, reason)
 
 
 def base_folder(recipe: Recipe) -> Path | None:
@@ -177,14 +224,19 @@ def _num_peaks(device: str, group: Group) -> int:
     return group.world_size if device == "cuda" else group.num_machines
 
 
-def _facts(shards: Shards, device: str, group: Group) -> Facts:
+def _facts(shards: Shards, train: TrainSection, group: Group) -> Facts:
     """Of this machine and the data; what processes share is divided among them."""
     cuda = torch.cuda.is_available()
     mps = torch.backends.mps.is_available() and group.is_alone
+    device = train.device
     if device == "auto":
         device = "cuda" if cuda else "mps" if mps else "cpu"
-    fast_bf16 = machine.has_fast_bf16()
-    dtype = "bf16" if fast_bf16 or device != "cpu" else "fp32"
+    capability: tuple[int, int] = torch.cuda.get_device_capability() if cuda else (0, 0)
+    fast_bf16, cuda_bf16 = machine.has_fast_bf16(), capability >= (8, 0)
+    dtype: str = train.precision
+    if dtype == "auto":
+        fast = {"cpu": fast_bf16, "cuda": cuda_bf16}.get(device, True)
+        dtype = "bf16" if fast else "fp16" if device == "cuda" else "fp32"
     present = {"cuda": cuda, "mps": mps}.get(device, True)  # an absent one is refused by resolve
     peak = machine.matmul_peak(dtype, device if present else "cpu", machine.physical_cores())
     return Facts(
@@ -195,29 +247,49 @@ def _facts(shards: Shards, device: str, group: Group) -> Facts:
         cpu_cores=max(1, machine.physical_cores() // group.local_size),
         fast_bf16=fast_bf16,
         cpp_compiler=machine.has_cpp_compiler(),
-        available_bytes=machine.available_bytes() // group.local_size,
+        available_bytes=torch.cuda.mem_get_info()[0]
+        if device == "cuda" and cuda
+        else machine.available_bytes() // group.local_size,
         matmul_peak_flops=peak,
         cuda=cuda,
         mps=mps,
+        cuda_bf16=cuda_bf16,
+        float8=capability >= (8, 9),
+        isolated=shards.isolated,
+        num_processes=group.world_size,
+        processes_per_machine=group.local_size,
     )
 
 
 def model_and_optimizer(
-    recipe: Recipe, config: ModelConfig, base_dir: Path | None
-) -> tuple[Decoder, AdamW]:
+    recipe: Recipe, config: ModelConfig, base_dir: Path | None, group: Group = ALONE
+) -> tuple[Decoder, Optimizer]:
     """What `train_step` works on, as the resolved recipe wants it; compiled when it says so."""
     set_up_torch(int(recipe.train.threads))
     model = _model(recipe, config, base_dir)
+    if recipe.train.precision == "fp16":
+        check_fits_fp16(model)
+    elif recipe.train.precision == "fp8":
+        use_float8(model)
     if recipe.train.compile:
+        set_up_compiler()
         model.compile_regions()
-    optim = recipe.optim
-    optimizer = AdamW(
-        model,
-        AdamWSettings(optim.weight_decay, optim.beta1, optim.beta2, optim.eps),
-        dtype=DTYPES[recipe.train.precision],
-        compiled=bool(recipe.train.compile),
-    )
-    return model, optimizer
+    dtype, compiled = DTYPES[recipe.train.precision], bool(recipe.train.compile)
+    if recipe.train.sharding in SHARDED:
+        from mule.train.sharded import ShardedOptimizer, shard
+
+        hybrid = recipe.train.sharding == "hybrid"
+        shard(model, dtype, recipe.train.device, group, hybrid=hybrid)
+        return model, ShardedOptimizer(model, recipe.optim, compiled=compiled)
+    model = model.to(recipe.train.device)
+    return model, Optimizer(model, recipe.optim, dtype=dtype, compiled=compiled)
+
+
+def loss_scaler(resolved: Resolved) -> LossScaler | None:
+    """What keeps small gradients in fp16; the other formats need nothing."""
+    if resolved.recipe.train.precision != "fp16":
+        return None
+    return LossScaler(resolved.step_rows * resolved.recipe.data.max_seq_length)
 
 
 def _model(recipe: Recipe, config: ModelConfig, base_dir: Path | None) -> Decoder:
@@ -230,11 +302,13 @@ def _model(recipe: Recipe, config: ModelConfig, base_dir: Path | None) -> Decode
         load_weights(model, base_dir)
     if lora:
         add_lora(model, recipe.adapter.lora, seed=train.seed)
+    assert train.activation_checkpointing != "auto"
+    model.set_training(dropout=train.dropout, recompute=train.activation_checkpointing)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     progress.note(
         f"model: {config.family}, {cost.total_params(config):,} weights, {trained:,} trained"
     )
-    return model.to(train.device).train()
+    return model.train()
 
 
 def _base(recipe: Recipe, base_dir: Path | None) -> tuple[Path, dict[str, str | None]]:

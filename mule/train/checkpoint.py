@@ -5,6 +5,8 @@ Randomness is a function of (seed, step), so nothing else is needed to go on bit
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,32 +18,70 @@ import mule
 from mule import fsio
 from mule.adapters.identity import save_identity
 from mule.adapters.lora import lora_state, save_lora
-from mule.errors import UserError
+from mule.errors import StorageError, UserError
 from mule.models.folder import model_state, save_model
 
 if TYPE_CHECKING:
     from mule.train.assemble import Parts
+    from mule.train.distributed import Group
 
 _STATE, _MOMENTS = "state.json", "optimizer.safetensors"
+_SHARES = "optimizer"  # a folder in place of the file, when processes held the moments in shares
 
 
 def save_checkpoint(folder: Path, parts: Parts, step: int) -> None:
-    """Write the state after `step` updates as a model (or adapter) folder that opens anywhere."""
-    optimizer, recipe = parts.optimizer, parts.recipe
-    fsio.require_space(folder.parent, checkpoint_bytes(parts), "a checkpoint")
-    with fsio.atomic_folder(folder) as out:
-        masters = {name: tensor.cpu() for name, tensor in optimizer.master_weights().items()}
-        if recipe.adapter.kind == "lora":
-            base, identity = parts.base
-            save_lora(lora_state(masters), recipe.adapter.lora, str(base), out)
-            save_identity(base, identity, out)
-        else:
-            state = {name: masters.get(name, t) for name, t in model_state(parts.model).items()}
-            save_model(state, parts.model.config, out, extra=token_ids(parts.tokenizer))
-        parts.tokenizer.save(out)
-        moments = {name: tensor.cpu().contiguous() for name, tensor in optimizer.moments().items()}
-        save_file(moments, out / _MOMENTS)
-        fsio.write_json(out / _STATE, _state(parts, step))
+    """Write the state after `step` updates as a model (or adapter) folder that opens anywhere.
+
+    All processes of a run call it; the first writes, and the others their shares of the moments.
+    """
+    optimizer, group = parts.optimizer, parts.group
+    if group.is_first:
+        fsio.require_space(folder.parent, checkpoint_bytes(parts), "a checkpoint")
+    with folder_for_all(folder, group) as out:
+        write_model(optimizer.master_weights(), parts, out)
+        if parts.is_sharded:
+            from mule.train.sharded import save_shares
+
+            save_shares(optimizer.moments(), out / _SHARES, group)
+        elif group.is_first:
+            moments = {name: t.cpu().contiguous() for name, t in optimizer.moments().items()}
+            save_file(moments, out / _MOMENTS)
+        if group.is_first:
+            fsio.write_json(out / _STATE, _state(parts, step))
+
+
+@contextlib.contextmanager
+def folder_for_all(path: Path, group: Group) -> Iterator[Path]:
+    """`fsio.atomic_folder` of the first process, for all of them to write into."""
+    if not group.is_first:
+        yield Path(group.from_first(str))
+        return
+    with fsio.atomic_folder(path) as out:
+        group.from_first(lambda: str(out))
+        yield out
+
+
+def write_model(weights: dict[str, torch.Tensor], parts: Parts, out: Path) -> None:
+    """Write fp32 `weights`, by their names in the model, and the tokenizer into an open folder.
+
+    All processes call it, and the first writes: whole tensors, where the others hold shares of them.
+    """
+    if parts.is_sharded:
+        from mule.train.sharded import gather
+
+        weights = gather(weights, parts.group)
+    if not parts.group.is_first:
+        return
+    weights = {name: tensor.cpu() for name, tensor in weights.items()}
+    adapter = parts.recipe.adapter
+    if adapter.kind == "lora":
+        base, identity = parts.base
+        save_lora(lora_state(weights), adapter.lora, str(base), out)
+        save_identity(base, identity, out)
+    else:
+        state = {name: weights.get(name, t) for name, t in model_state(parts.model).items()}
+        save_model(state, parts.model.config, out, extra=token_ids(parts.tokenizer))
+    parts.tokenizer.save(out)
 
 
 def load_checkpoint(folder: Path, parts: Parts) -> int:
@@ -58,18 +98,23 @@ def load_checkpoint(folder: Path, parts: Parts) -> int:
     adapter = parts.recipe.adapter.kind == "lora"
     for name, tensor in parts.optimizer.master_weights().items():
         weights[next(iter(lora_state({name: tensor}))) if adapter else name] = tensor
-    for file in sorted(folder.glob("*model*.safetensors")):
-        _copy_into(weights, file)
-    _copy_into(parts.optimizer.moments(), folder / _MOMENTS)
+    _copy_into(weights, *sorted(folder.glob("*model*.safetensors")))
+    if (folder / _SHARES).is_dir():
+        from mule.train.sharded import load_shares
+
+        load_shares(parts.optimizer.moments(), folder / _SHARES)
+    else:
+        _copy_into(parts.optimizer.moments(), folder / _MOMENTS)
     parts.optimizer.num_updates = state["num_updates"]
     parts.optimizer.refresh_working_weights()
+    if parts.scaler:
+        parts.scaler.load(state["loss_scale"])
     return state["step"]
 
 
 def checkpoint_bytes(parts: Parts) -> int:
     """Size of a checkpoint on disk, to ask for the space beforehand."""
-    masters = parts.optimizer.master_weights().values()
-    return 12 * sum(tensor.numel() for tensor in masters) + 32 * 2**20
+    return parts.optimizer.state_bytes() + 32 * 2**20
 
 
 def token_ids(tokenizer: Any) -> dict[str, Any]:
@@ -85,6 +130,7 @@ def _state(parts: Parts, step: int) -> dict[str, Any]:
     return {
         "step": step,
         "num_updates": parts.optimizer.num_updates,
+        "loss_scale": parts.scaler.state() if parts.scaler else None,
         "fingerprints": _fingerprints(parts),
         "mule": mule.__version__,
         "torch": torch.__version__,
@@ -100,8 +146,24 @@ def _fingerprints(parts: Parts) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _copy_into(targets: dict[str, torch.Tensor], file: Path) -> None:
-    with safe_open(file, framework="pt") as tensors:
-        for name in tensors.keys():
-            if name in targets:
-                targets[name].copy_(tensors.get_tensor(name))
+def _copy_into(targets: dict[str, torch.Tensor], *files: Path) -> None:
+    """Fill all targets from the files; StorageError names one that none of them holds."""
+    missing = set(targets)
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in missing.intersection(tensors.keys()):
+                _copy(targets[name], tensors.get_tensor(name))
+                missing.discard(name)
+    if missing:
+        raise StorageError(
+            f"{files[0].parent if files else 'the checkpoint'}: no file holds {min(missing)}",
+            "take an older checkpoint: remove this folder, and resume",
+        )
+
+
+def _copy(target: torch.Tensor, whole: torch.Tensor) -> None:
+    if type(target) is not torch.Tensor:
+        from mule.train.sharded import share_like
+
+        whole = share_like(whole, target)
+    target.copy_(whole)

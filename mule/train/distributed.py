@@ -64,10 +64,26 @@ class Group:
     def connect(self, device: str) -> None:
         """Open what the sums go through, as the recipe's device needs it."""
 
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn a connection that breaks inside the block into PeerFailed, with its cause."""
+        yield
+
     def share(self, count: int) -> range:
         """The part of `count` things that is this process's own; sizes differ by one at most."""
         start, stop = (count * rank // self.world_size for rank in (self.rank, self.rank + 1))
         return range(start, stop)
+
+    def cuts(self, count: int, size: int, *, together: bool) -> list[range]:
+        """The own share of `count` things in parts of at most `size`.
+
+        `together` gives every process the same number of parts, if need be empty ones at the end.
+        """
+        share = self.share(count)
+        cuts = [range(i, min(i + size, share.stop)) for i in range(share.start, share.stop, size)]
+        largest = -(-count // self.world_size)
+        missing = -(-largest // size) - len(cuts) if together else 0
+        return cuts + [range(share.stop, share.stop)] * missing
 
     def sum_(self, tensor: torch.Tensor) -> None:
         """Sum over all processes in place; the same bits in each."""
@@ -117,9 +133,21 @@ class _Ranks(Group):
                 rank=self.rank,
                 world_size=self.world_size,
                 timeout=_SUM_PATIENCE,
+                device_id=self._device if self._device.type == "cuda" else None,
             )
         except RuntimeError as error:
             raise self._cause(error) from None
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        import torch.distributed as dist
+
+        try:
+            yield
+        except RuntimeError as error:  # gloo's has no type of its own, but names its source file
+            if isinstance(error, dist.DistError) or "gloo" in str(error):
+                raise self._cause(error) from None
+            raise
 
     def leave(self) -> None:
         """Close the connections, when all is done."""
@@ -131,10 +159,7 @@ class _Ranks(Group):
     def sum_(self, tensor: torch.Tensor) -> None:
         import torch.distributed as dist
 
-        try:
-            dist.all_reduce(tensor)
-        except RuntimeError as error:  # the connection to another process is gone
-            raise self._cause(error) from None
+        dist.all_reduce(tensor)
 
     def from_first(self, work: Callable[[], T]) -> T:
         key = f"said/{self._num_said}"
@@ -152,10 +177,7 @@ class _Ranks(Group):
 
         own = number()
         ends = torch.tensor([own, -own], dtype=torch.int64, device=self._device)
-        try:
-            dist.all_reduce(ends, op=dist.ReduceOp.MAX)
-        except RuntimeError as error:
-            raise self._cause(error) from None
+        dist.all_reduce(ends, op=dist.ReduceOp.MAX)
         highest, lowest = ends.tolist()
         if highest != -lowest:
             raise CheckFailed(f"the {self.world_size} processes do not have {what} in common", hint)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,45 +14,57 @@ import torch
 from mule import progress
 from mule.batch import Batch
 from mule.data.loader import ValidSet
-from mule.errors import CheckFailed, Interrupted
+from mule.errors import Interrupted
 from mule.evaluate.loss import HeldOutLoss, held_out_loss
 from mule.generate.engine import greedy_answers
 from mule.models import cost
+from mule.plan.killed import killed_in_words
 from mule.run import Run
 from mule.train.assemble import Parts
-from mule.train.checkpoint import load_checkpoint, save_checkpoint
-from mule.train.meter import Meter, peak_memory_bytes
+from mule.train.ema import averaged_weights, save_ema
+from mule.train.guard import Guard
+from mule.train.keeper import Keeper
+from mule.train.meter import Meter, memory_of_all, peak_memory_bytes
+from mule.train.out_of_memory import explained, free_memory, is_out_of_memory
 from mule.train.schedule import learning_rate
 from mule.train.signals import StopRequest, stop_on_signal
-from mule.train.step import NonFiniteStep, StepResult, train_step
+from mule.train.step import Overflow, RefusedStep, StepResult, train_step
 
-_MAX_REFUSED_IN_A_ROW = 5
 _SAMPLE_TOKENS = 64
-_RECENT_STEPS = 20  # the reported training loss is the mean over these
+_AVERAGE = "ema"  # the model folder of the averaged weights, in the run's
 
 
 def fit(run: Run, parts: Parts) -> dict[str, Any]:
     """Train to the last step, resuming from the run's newest good checkpoint; the summary.
 
-    Raises Interrupted after saving on SIGINT or SIGTERM, CheckFailed when updates stay non-finite.
+    Raises Interrupted after saving on SIGINT or SIGTERM, CheckFailed when updates stay refused and
+    going back does not help, UserError when memory runs out for a single row.
     """
     trainer = _Trainer(run, parts)
     start = trainer.resume()
     num_steps = parts.resolved.num_steps
-    with stop_on_signal(alone=parts.group.is_alone) as stop, _progress(parts, start) as bar:
+    stopping = stop_on_signal(alone=parts.group.is_alone)
+    memory = explained(parts.recipe, lambda: trainer.rows_at_once)
+    with stopping as stop, memory, _progress(parts, start) as bar:
         for step in range(start, num_steps):
             result = trainer.update(step, stop)
             done = step + 1
             last = done == num_steps
-            if last or done % int(parts.recipe.evaluate.every_steps) == 0:
+            # After a refused update there is nothing new to look at, or to save.
+            if last or (result and done % int(parts.recipe.evaluate.every_steps) == 0):
                 trainer.evaluate(done)
             trainer.log(done, result, bar)
-            due = done % int(parts.recipe.checkpoint.every_steps) == 0
-            # After a refused update there is nothing new, and the weights may be what is broken.
-            if last or stop.signum or (due and result is not None):
+            due = result and done % int(parts.recipe.checkpoint.every_steps) == 0
+            if trainer.guard.is_stuck:
+                trainer.roll_back(done, trainer.guard.why_stuck())
+            elif last or due:
                 trainer.save(done)
+            elif stop.signum and result:
+                trainer.save_before_leaving(done)
             if stop.signum and not last:
                 _leave(run, stop, done, num_steps)
+    if parts.optimizer.ema_weights():
+        save_ema(run.folder / _AVERAGE, parts)  # again, should a finished run be resumed
     return trainer.summary(num_steps)
 
 
@@ -71,65 +81,105 @@ class _Trainer:
         self.rate = learning_rate(
             recipe.optim, int(recipe.optim.warmup_steps or 0), parts.resolved.num_steps
         )
-        self.recent: deque[float] = deque(maxlen=_RECENT_STEPS)
-        self.held_out: dict[str, float] = {}
-        self.best = math.inf
-        self.refused = 0
+        self.guard, self.keeper = Guard(recipe.optim.max_spike), Keeper(run, parts)
+        self.held_out: dict[str, Any] = {}
+        self.rows_at_once = int(recipe.train.micro_batch_rows)  # fewer where memory ran out
 
     def resume(self) -> int:
         """Load the newest good checkpoint; the number of updates already done."""
-        found = self.group.from_first(self._newest_checkpoint)
-        step = 0 if found is None else load_checkpoint(self.run.checkpoint_dir(found), self.parts)
-        self._agree_on_weights(step)
+        found = self.keeper.load_newest()
+        step = found or 0
+        self.keeper.agree_on_weights(step)
+        _tell_of_a_kill(self.run)
         self.run.start_attempt(from_step=step)
         if not self.group.is_alone:
             sizes = {"world_size": self.group.world_size, "machines": self.group.num_machines}
             self.run.log_event("processes", **sizes)
         if found is None:
             return 0
-        lowest = math.inf
-        for row in self.run.metrics():
-            if row["step"] <= step:
-                self.recent.append(row["loss"])
-                lowest = min(lowest, row.get("val_loss", math.inf))
-                if "val_loss" in row:
-                    self.held_out = {key: row[key] for key in ("val_loss", "val_perplexity")}
-        self._point_to_best(step, lowest)
+        self._remember(step)
+        self.keeper.point_to_best(step, self.held_out.get("val_loss"))
         progress.note(f"resuming after update {step}")
         return step
 
     def update(self, step: int, stop: StopRequest) -> StepResult | None:
-        """One update; None when it was refused because loss or gradient were not finite."""
+        """One update; None when it was refused: loss or gradient not finite, or a spike."""
         started_at = time.perf_counter()
-        recipe = self.parts.recipe
-        batches, seeds = self._micro_batches(step)
         try:
-            result = train_step(
-                self.parts.model,
-                self.parts.optimizer,
-                batches,
-                lr=self.rate(step),
-                max_grad_norm=recipe.optim.max_grad_norm,
-                dropout_seeds=seeds if recipe.adapter.lora.dropout > 0 else (),
-                group=self.group,
-                stop=stop,
-            )
-        except NonFiniteStep as error:
-            self._refuse(step, error)
+            result = self._train_step(step, stop)
+        except Overflow as error:  # expected in fp16 now and then
+            self.run.log_event("update skipped", step=step + 1, cause=str(error))
             return None
-        self.refused = 0
+        except RefusedStep as error:
+            self.guard.refused(step + 1)
+            self.run.log_event("update refused", step=step + 1, cause=str(error))
+            told = f"update {step + 1} refused ({error}); the weights are untouched"
+            progress.note(told, "warning")
+            return None
+        self.guard.applied(result.loss, result.grad_norm)
         tokens = self.parts.train.rows_per_update * self.parts.train.shards.row_length
         self.meter.add(time.perf_counter() - started_at, tokens)
-        self.recent.append(result.loss)
         return result
+
+    def _train_step(self, step: int, stop: StopRequest) -> StepResult:
+        """`train_step`, repeated with half the rows at once where memory runs out."""
+        recipe, is_decided = self.parts.recipe, False
+
+        def refuse(loss: float, grad_norm: float) -> str | None:
+            nonlocal is_decided
+            is_decided = True  # the processes have agreed, and weights change next
+            return self.guard.spike(loss, grad_norm)
+
+        while True:
+            try:
+                batches, seeds = self._micro_batches(step)
+                return train_step(
+                    self.parts.model,
+                    self.parts.optimizer,
+                    batches,
+                    lr=self.rate(step),
+                    max_grad_norm=recipe.optim.max_grad_norm,
+                    dropout_seeds=seeds,
+                    group=self.group,
+                    stop=stop,
+                    scaler=self.parts.scaler,
+                    refuse=refuse,
+                )
+            except (RuntimeError, MemoryError) as error:
+                if is_decided or not self._may_halve(error):
+                    raise
+            self._halve(step)  # when the exception is gone, and with it the tensors it held
+
+    def _may_halve(self, error: Exception) -> bool:
+        """Whether the update fits perhaps with fewer rows at once; shards must all be cut alike."""
+        whole = not self.parts.is_sharded
+        return is_out_of_memory(error) and self.rows_at_once > 1 and whole
+
+    def _halve(self, step: int) -> None:
+        """Clear what the failed attempt left, and take half the rows at once from now on."""
+        self.parts.optimizer.zero_grad()
+        free_memory()
+        before, self.rows_at_once = self.rows_at_once, -(-self.rows_at_once // 2)
+        self.run.log_event(
+            "micro-batch halved", step=step + 1, rows=self.rows_at_once, rows_before=before
+        )
+        progress.note(
+            f"update {step + 1}: out of memory with {before} rows at once, repeated with "
+            f"{self.rows_at_once}; to begin with that, set train.micro_batch_rows: "
+            f"{self.rows_at_once}",
+            "warning",
+        )
 
     def evaluate(self, done: int) -> None:
         """Validation loss on the fixed set, and answers to the user's prompts."""
         if self.parts.valid is not None:
             found = self._held_out_loss(self.parts.valid)
-            self.held_out = {"val_loss": found.loss, "val_perplexity": found.perplexity}
+            self.held_out = found.figures(self.parts.valid.labels)
+            if self.parts.optimizer.ema_weights():
+                with averaged_weights(self.parts.model, self.parts.optimizer):
+                    self.held_out["val_loss_ema"] = self._held_out_loss(self.parts.valid).loss
         prompts = self.parts.recipe.evaluate.prompts
-        if prompts and self.group.is_first:
+        if prompts and (self.group.is_first or self.parts.is_sharded):
             self.run.log_samples(done, dict(zip(prompts, self._answers(prompts))))
 
     def log(self, done: int, result: StepResult | None, bar: progress.Task) -> None:
@@ -147,50 +197,54 @@ class _Trainer:
             "memory_bytes": peak_memory_bytes(),
             **self.meter.rates(),
         }
+        if scaler := self.parts.scaler:
+            row |= {"loss_scale": scaler.scale, "skipped_updates": scaler.num_overflows}
         evaluated = done % int(self.parts.recipe.evaluate.every_steps) == 0
-        if self.held_out and (evaluated or done == self.parts.resolved.num_steps):
-            row |= self.held_out
+        if evaluated or done == self.parts.resolved.num_steps:
+            row |= {**self.held_out, "devices": self._devices()}
         self.run.log_metrics(row)
         bar.advance(1, **(row | self.held_out))
 
     def save(self, done: int) -> None:
-        """Commit a checkpoint, once all processes are found to have the same weights."""
-        self._agree_on_weights(done)
-        self.group.from_first(lambda: self._commit(done))
+        """Commit a checkpoint; roll back instead when the weights are broken."""
+        if self.keeper.are_weights_finite():
+            self.keeper.save(done, self.held_out.get("val_loss"))
+        else:
+            self.roll_back(done, f"the weights after update {done} are not finite")
 
-    def _agree_on_weights(self, done: int) -> None:
-        """CheckFailed when processes that must hold the same bits do not."""
-        self.group.agree(
-            f"the weights after update {done}",
-            self.parts.optimizer.digest,
-            "give every machine the same files and software; the last checkpoint is good: "
-            "go on from it with --resume",
+    def save_before_leaving(self, done: int) -> None:
+        """Commit a checkpoint beside the schedule, but nothing broken.
+
+        Then, and when the update was refused, the resumed run begins at the last checkpoint: it
+        comes to the trouble again, and does about it what a run that was never stopped does.
+        """
+        if self.keeper.are_weights_finite():
+            self.keeper.save(done, self.held_out.get("val_loss"))
+
+    def roll_back(self, done: int, cause: str) -> None:
+        """Take the weights of a checkpoint, and go on with the data after update `done`.
+
+        The checkpoint that is committed then is all a resumed run needs: killed before, it comes
+        to the same point again; killed after, it goes on from there.
+        """
+        checkpoint = self.keeper.way_back()
+        self.guard.check_may_roll_back(cause, checkpoint, self.parts.recipe.optim.learning_rate)
+        assert checkpoint is not None
+        self.run.log_event("rolled back", step=done, to=checkpoint, cause=cause)
+        self.keeper.load(checkpoint)
+        self._remember(done)
+        self.keeper.save(done, self.held_out.get("val_loss"))
+        progress.note(
+            f"{cause}: went back to the weights after update {checkpoint}, and on with the data "
+            f"after update {done}",
+            "warning",
         )
 
-    def _commit(self, done: int) -> None:
-        """Write a checkpoint, then point to it."""
-        self.run.sync()  # first: a checkpoint must not outlive the rows that led to it
-        save_checkpoint(self.run.checkpoint_dir(done), self.parts, done)
-        self.run.set_latest(done)
-        self._set_best(done)
-        self.run.prune(self.parts.recipe.checkpoint.keep)
-
-    def _point_to_best(self, step: int, lowest: float) -> None:
-        """Take the best up from its pointer; make up for one that a killed process did not write.
-
-        `lowest` is the lowest loss logged, for a pointer beyond `step`, which comes again.
-        """
-        pointer = self.run.best()
-        if pointer is not None:
-            self.best = pointer["val_loss"] if pointer["step"] <= step else lowest
-        if self.group.is_first:
-            self._set_best(step)
-
-    def _set_best(self, done: int) -> None:
-        loss = self.held_out.get("val_loss", math.inf)
-        if loss < self.best:
-            self.best = loss
-            self.run.set_best(done, loss)
+    def _remember(self, done: int) -> None:
+        """What the logs say about the first `done` updates; the first process reads them."""
+        past = self.group.from_first(lambda: _past(self.run, done))
+        self.guard.restore(past["guard"])
+        self.held_out = past["held_out"]
 
     def summary(self, num_steps: int) -> dict[str, Any]:
         """What `mule train --json` prints."""
@@ -198,50 +252,50 @@ class _Trainer:
         return {
             "run": str(self.run.folder),
             "steps": num_steps,
-            "train_loss": sum(self.recent) / max(len(self.recent), 1),
+            "train_loss": self.guard.recent_loss(),
             "val_loss": self.held_out.get("val_loss"),
+            **self._averaged(),
             "tokens": self.meter.num_tokens,
             "tokens_per_second": overall["tokens_per_second"],
             "share_of_peak": overall["share_of_peak"],
             "peak_memory_bytes": peak_memory_bytes(),
+            "devices": self._devices(),
         }
 
-    def _micro_batches(self, step: int) -> tuple[list[Batch], list[int]]:
-        """This process's rows, cut; one dropout seed for each part, from (seed, step, first row)."""
-        seed, size = self.parts.recipe.train.seed, int(self.parts.recipe.train.micro_batch_rows)
-        rows = self.parts.train.rows_for_step(step)
-        share = self.group.share(len(rows))
-        cuts = range(share.start, share.stop, size)
-        parts = (rows[i : min(i + size, share.stop)] for i in cuts)
-        batches = [self.parts.train.batch(part).to(self.device) for part in parts]
-        return batches, [stable_seed(seed, step, i) for i in cuts]
+    def _averaged(self) -> dict[str, Any]:
+        """The loss of the averaged weights and their folder, where there are some."""
+        if not self.parts.optimizer.ema_weights():
+            return {}
+        folder = str(self.run.folder / _AVERAGE)
+        return {"val_loss_ema": self.held_out.get("val_loss_ema"), "ema": folder}
 
-    def _newest_checkpoint(self) -> int | None:
-        """How many updates the newest good checkpoint holds."""
-        found = self.run.latest_checkpoint()
-        return None if found is None else found[0]
+    def _devices(self) -> list[dict[str, Any]]:
+        """What each process used of its device."""
+        return memory_of_all(self.group, self.device, self.rows_at_once)
+
+    def _micro_batches(self, step: int) -> tuple[list[Batch], list[int]]:
+        """This process's rows, cut; for dropout a seed a part, from (seed, step, first row)."""
+        recipe, size = self.parts.recipe, self.rows_at_once
+        rows = self.parts.train.rows_for_step(step)
+        cuts = self.group.cuts(len(rows), size, together=self.parts.is_sharded)
+        parts = (rows[cut.start : cut.stop] for cut in cuts)
+        batches = [self.parts.train.batch(part).to(self.device) for part in parts]
+        if not (recipe.adapter.lora.dropout or recipe.train.dropout):
+            return batches, []
+        return batches, [stable_seed(recipe.train.seed, step, cut.start) for cut in cuts]
 
     def _held_out_loss(self, valid: ValidSet) -> HeldOutLoss:
         """Over the whole set, each process having summed its share of the rows."""
-        found = held_out_loss(self.parts.model, valid.batches(self.group.share(valid.num_rows)))
+        size, together = valid.micro_batch_rows, self.parts.is_sharded
+        batches = valid.batches(self.group.cuts(valid.num_rows, size, together=together))
+        found = held_out_loss(self.parts.model, batches, len(valid.labels))
         if self.group.is_alone:
             return found
-        sums = [found.loss * found.num_targets, found.num_targets]
+        sums = [found.nll, found.counts]
         total = torch.tensor(sums, dtype=torch.float64, device=self.device)
         self.group.sum_(total)
-        nll, count = total.tolist()
-        return HeldOutLoss(nll / max(count, 1), round(count))
-
-    def _refuse(self, step: int, error: NonFiniteStep) -> None:
-        self.refused += 1
-        self.run.log_event("update refused", step=step + 1, cause=str(error))
-        progress.note(f"update {step + 1} refused ({error}); the weights are untouched", "warning")
-        if self.refused >= _MAX_REFUSED_IN_A_ROW:
-            rate = self.parts.recipe.optim.learning_rate
-            raise CheckFailed(
-                f"{self.refused} updates in a row were not finite, the last one {step + 1}: {error}",
-                f"lower optim.learning_rate (now {rate:g}); the last checkpoint is good",
-            )
+        nll, counts = total.tolist()
+        return HeldOutLoss(nll, [round(count) for count in counts])
 
     def _answers(self, prompts: list[str]) -> list[str]:
         parts, tokenizer = self.parts, self.parts.tokenizer
@@ -264,6 +318,22 @@ class _Trainer:
         return [tokenizer.decode(answer, skip_special=True) for answer in answers]
 
 
+def _past(run: Run, done: int) -> dict[str, Any]:
+    """What a resumed or rolled back run goes on from, beside its weights; fits into JSON."""
+    rows = [row for row in run.metrics() if row["step"] <= done and "val_loss" in row]
+    held_out = (
+        {key: value for key, value in rows[-1].items() if key.startswith("val_")} if rows else {}
+    )
+    return {"guard": Guard.read(run, done), "held_out": held_out}
+
+
+def _tell_of_a_kill(run: Run) -> None:
+    """Say that the attempt before ended without a word, if it did."""
+    if row := run.killed_after():
+        run.log_event("found killed", step=row["step"], memory_bytes=row.get("memory_bytes"))
+        progress.note(killed_in_words(row), "warning")
+
+
 def stable_seed(*values: int) -> int:
     """A 63-bit seed from integers; equal on every machine, unlike hash()."""
     digest = hashlib.blake2b(np.array(values, dtype="<i8").tobytes(), digest_size=8).digest()
@@ -281,8 +351,11 @@ def _progress(parts: Parts, start: int) -> Iterator[progress.Task]:
 def _leave(run: Run, stop: StopRequest, done: int, num_steps: int) -> None:
     assert stop.signum is not None
     run.log_event("interrupted", step=done, signal=stop.signum)
+    latest = run.latest()
+    is_saved = latest is not None and latest["step"] == done
+    saved = "everything is saved" if is_saved else "all up to the last checkpoint is saved"
     raise Interrupted(
         stop.signum,
-        f"stopped after update {done} of {num_steps}; everything is saved in {run.folder}",
+        f"stopped after update {done} of {num_steps}; {saved} in {run.folder}",
         f"go on with: mule train {run.folder}/recipe.yaml --resume",
     )

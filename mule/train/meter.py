@@ -5,8 +5,11 @@ from __future__ import annotations
 import resource
 import sys
 from collections import deque
+from typing import Any
 
 import torch
+
+from mule.train.distributed import Group
 
 _WINDOW_STEPS = 20  # rates are means over this many updates
 
@@ -57,5 +60,44 @@ def peak_memory_bytes() -> int:
     """Peak resident memory of this process, or of the GPU where there is one."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
+    return _peak_resident_bytes()
+
+
+def device_memory(device: torch.device) -> dict[str, int]:
+    """What this process has used of its device, in bytes.
+
+    Active is what tensors hold and freed blocks still in use by the GPU, allocated the tensors,
+    reserved what is kept from the driver. A CPU knows resident memory only, an Apple GPU no peaks.
+    """
+    if device.type == "cuda":
+        stats = torch.cuda.memory_stats(device)
+        kinds = {"active": "active_bytes", "allocated": "allocated_bytes"}
+        kinds["reserved"] = "reserved_bytes"
+        return {f"peak_{name}_bytes": stats[f"{key}.all.peak"] for name, key in kinds.items()}
+    if device.type == "mps":
+        return {
+            "allocated_bytes": torch.mps.current_allocated_memory(),
+            "driver_bytes": torch.mps.driver_allocated_memory(),
+        }
+    return {"peak_resident_bytes": _peak_resident_bytes()}
+
+
+def memory_of_all(
+    group: Group, device: torch.device, micro_batch_rows: int
+) -> list[dict[str, Any]]:
+    """One row for each process: its device, what it used of it, and its rows at once."""
+    own = device_memory(device) | {"micro_batch_rows": micro_batch_rows}
+    if group.is_alone:
+        return [{"device": device.type, **own}]
+    table = torch.zeros(group.world_size, len(own), dtype=torch.float64, device=device)
+    table[group.rank] = torch.tensor(list(own.values()), dtype=torch.float64)
+    group.sum_(table)
+    return [
+        {"device": f"{device.type} {rank}", **dict(zip(own, map(round, row)))}
+        for rank, row in enumerate(table.tolist())
+    ]
+
+
+def _peak_resident_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

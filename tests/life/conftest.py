@@ -17,7 +17,7 @@ def machine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(machine, "_measure_peak", lambda _device, _dtype: 1e11)
-        for dtype in ("bf16", "fp32"):
+        for dtype in ("bf16", "fp32", "fp16"):
             machine.matmul_peak(dtype, "cpu", machine.physical_cores())
         yield
 

@@ -4,8 +4,9 @@ A job may carry `fault`, with one of these:
 
 at, kind, report   the operation numbered `at` below the job's folder fails as `kind` says (EIO once;
                    ENOSPC and EDQUOT from then on; short: half is written). Each is noted in `report`.
-call, nth, act     at the nth call of a function (dotted path): a signal number, or a full disk;
-                   the file `stamp` is touched just before
+call, nth, act     at the nth call of a function (dotted path): a signal number, a full disk, a limit
+                   of memory, an error, files cut or removed; the file `stamp` is touched before
+poison             updates that go wrong: see tests/life/poison.py
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.life import forker
+from tests.life import forker, poison
 
 SPACE = {"ENOSPC", "EDQUOT"}
 _STICKY = ("write", "fsync", "mkdir")  # what a disk without space goes on refusing
@@ -41,11 +42,20 @@ def main() -> None:
 
     def child(job: dict[str, Any]) -> None:
         if fault := job.get("fault"):
-            _Disk(Path(job["folder"]), fault) if "report" in fault else _act_at_call(fault)
+            _meet(fault, Path(job["folder"]))
         plain(job)
 
     forker._child = child
     forker.serve()
+
+
+def _meet(fault: dict[str, Any], folder: Path) -> None:
+    if "poison" in fault:
+        poison.install(fault["poison"])
+    if "report" in fault:
+        _Disk(folder, fault)
+    elif "call" in fault:
+        _act_at_call(fault)
 
 
 # ---------------------------------------------------------------- a function is called
@@ -87,6 +97,18 @@ def _act(act: int | dict[str, Any]) -> None:
         os.kill(os.getpid(), act)
     elif "ballast" in act:
         fill(Path(act["ballast"]), act["free"])
+    elif "raise" in act:
+        raise ValueError(act["raise"])
+    elif "cut" in act:
+        for file in Path().glob(act["cut"]):
+            os.truncate(file, act.get("to", file.stat().st_size - act.get("by", 0)))
+    elif "remove" in act:
+        for file in Path().glob(act["remove"]):
+            file.unlink()
+    elif "more_memory" in act:  # bytes beyond what is mapped now
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * os.sysconf("SC_PAGE_SIZE") + act["more_memory"]
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     else:
         resource.setrlimit(resource.RLIMIT_FSIZE, (act["limit"], resource.RLIM_INFINITY))
 

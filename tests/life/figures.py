@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from tests.life import harness as a
+from tests.life import harness_guard as c
+from tests.life import harness_ranks as d
 from tests.life import harness_resume as b
 from tests.life.harness import Figure
 
@@ -37,10 +39,37 @@ FIGURES = {
         "the same bits; with other micro-batches the same losses within 1e-5 (fp32)",
         b.resumed,
     ),
+    "F6": Figure(
+        "killed on 1, 2, 3 or 4 processes and resumed on others: whole, in shares, as two machines",
+        "the same samples in every update, and losses within 1e-5 (fp32) of the undisturbed run",
+        d.moved,
+    ),
+    "F7": Figure(
+        "the same update cut into micro-batches of 8, 4, 2 and 1 rows, with 1 to 40 targets each",
+        "loss and gradient norm within 1e-6 (relative, fp32)",
+        c.cut_otherwise,
+    ),
+    "F8": Figure(
+        "memory runs out in an update; a process killed as the system does it",
+        "the update is repeated with fewer rows at once, losses within 1e-6; what fits in no way is a "
+        "clear error; a resumed run names the kill",
+        c.out_of_memory,
+    ),
+    "F9": Figure(
+        "NaN, infinities and spikes (10 times) in loss, gradient and weights",
+        "the update is not applied; no checkpoint holds one; a run that is stuck goes back, at most "
+        "three times, and also when it is killed or stopped then ends with the same bits",
+        c.gone_wrong,
+    ),
     "F10": Figure(
         "a signal while loading, preparing, training, evaluating and saving",
         "SIGINT ends with 130, SIGTERM with 143, others at once; the resumed run has the same bits",
         b.signalled,
+    ),
+    "F11": Figure(
+        "a row raises; data is cut or removed below a running run; its preparation is killed",
+        "unharmed, or a named error or a kill and then the same bits; nothing is passed over",
+        c.data_disturbed,
     ),
     "F12": Figure(
         "memory and open files of a long run",

@@ -68,7 +68,11 @@ def _resumed(lab: Lab, stops: list[int]) -> dict[str, Any]:
 
 def _killed_in_update(lab: Lab, part: int) -> dict[str, Any]:
     """SIGKILL in the middle of an update, when some of its micro-batches are added up."""
-    fault = {"call": "mule.train.optim.AdamW.accumulate", "nth": part, "act": int(signal.SIGKILL)}
+    fault = {
+        "call": "mule.train.optim.Optimizer.accumulate",
+        "nth": part,
+        "act": int(signal.SIGKILL),
+    }
     with lab.folder() as folder:
         code = lab.server.run(folder, *TRAIN, fault=fault)
         assert code == -signal.SIGKILL, f"{code}: {said(folder)}"

@@ -6,6 +6,7 @@ how they ended. Like torchrun's agent, the server keeps the store in which the p
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mule.errors import UserError
+from tests.life import poison
 
 LOOPBACK = "127.0.0.1"
 
@@ -24,7 +26,8 @@ def serve() -> None:
 
     torch.set_num_threads(1)
     import mule.commands.train
-    import mule.train.loop  # noqa: F401
+    import mule.train.loop
+    import mule.train.sharded  # noqa: F401
 
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
@@ -68,11 +71,15 @@ def _child(job: dict[str, Any], rank: int) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     size = str(job["world_size"])
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size}
-    os.environ |= {"LOCAL_WORLD_SIZE": size, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": size}
+    local = str(job.get("local_size") or size)
+    os.environ |= {"LOCAL_WORLD_SIZE": local, "LOCAL_RANK": str(rank % int(local))}
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
     os.environ |= {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(job["port"])}
     fault = job.get("fault", {})
     _watch(rank, fault)
+    if "poison" in fault and rank in fault.get("only", [rank]):
+        poison.install(fault["poison"])
     from mule.cli import main as cli
 
     sys.argv = ["mule", *job["words"]]
@@ -90,10 +97,13 @@ def _child(job: dict[str, Any], rank: int) -> None:
 
 def _watch(rank: int, fault: dict[str, Any]) -> None:
     """Note the rows of each update in rows-<rank>.jsonl, and fail where the job says."""
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
     from mule.data.loader import Loader
     from mule.train import loop
 
     of_step, batch, step_once = Loader.rows_for_step, Loader.batch, loop.train_step
+    write_once = HuggingFaceStorageWriter.write_data
     file = Path(f"rows-{rank}.jsonl")
     file.unlink(missing_ok=True)
     now = {"step": -1}
@@ -116,11 +126,21 @@ def _watch(rank: int, fault: dict[str, Any]) -> None:
             if fault["kind"] == "kill":
                 os.kill(os.getpid(), 9)
             if fault["kind"] == "weights":
-                next(iter(optimizer.master_weights().values())).view(-1)[0] += 1e-3
+                next(optimizer.state())[0] += 1e-3
         return step_once(model, optimizer, *given, **named)
+
+    def write_data(self: Any, *given: Any) -> Any:
+        here = (fault.get("rank"), fault.get("step")) == (rank, now["step"])
+        if here and fault["kind"] == "disk":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = write_once(self, *given)
+        if here and fault["kind"] == "save":
+            os.kill(os.getpid(), 9)  # its own part is there, the others' perhaps not
+        return written
 
     Loader.rows_for_step, Loader.batch = rows_for_step, noted_batch
     loop.train_step = train_step
+    HuggingFaceStorageWriter.write_data = write_data
 
 
 if __name__ == "__main__":

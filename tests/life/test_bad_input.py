@@ -291,8 +291,8 @@ def test_updates_that_are_not_finite_are_refused(
     code, err = mule("train", "pretrain.yaml", "--name", "nan")
     assert code == 1
     assert "update 1 refused (loss nan, gradient norm nan); the weights are untouched" in err
-    assert "5 updates in a row were not finite, the last one 5" in err
-    assert "hint: lower optim.learning_rate (now 0.01); the last checkpoint is good" in err
+    assert "5 updates in a row were refused, 1 to 5, before the first checkpoint" in err
+    assert "hint: lower optim.learning_rate (now 0.01) in a new run, or warm up longer" in err
     events = Run.open(place / "runs" / "nan").events()
     refused = [event["step"] for event in events if event["kind"] == "update refused"]
     assert refused == [1, 2, 3, 4, 5]

@@ -70,7 +70,7 @@ def test_train_gives_its_figures(life: Life) -> None:
     for stage, steps in (("train", 40), ("sft", 16), ("lora", 16)):
         figures = life[stage]
         names = "run steps train_loss val_loss tokens tokens_per_second share_of_peak"
-        assert set(figures) == {*names.split(), "peak_memory_bytes", "next"}
+        assert set(figures) == {*names.split(), "peak_memory_bytes", "devices", "next"}
         assert figures["steps"] == steps
         assert 0 < figures["val_loss"] < 6 and figures["tokens"] > 0
     assert life["train"]["run"] == "runs/pretrain"

@@ -9,55 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
 from mule.run import Run
 from mule.train.distributed import Group
 from tests.conftest import Mule
-from tests.life.tiny_life import CHAT_RECIPE, LORA, RECIPE, REPOSITORY, Server, write_data
-
-# 7 rows divide evenly among 1 process only.
-SETTINGS = (
-    *("train.steps=20", "train.step_rows=7", "train.precision=fp32", "optim.learning_rate=0.003"),
-    *("checkpoint.keep=9", "evaluate.max_rows=5"),
-)
-TRAIN = ("train", "pretrain.yaml", *SETTINGS)
-TOLERANCE = 1e-5
-
-
-@dataclass
-class Ended:
-    """How the processes of one run ended, and what each wrote on the screen."""
-
-    codes: list[int]
-    texts: list[str]
-
-
-class Ranks(Server):
-    """The server of tests/life/ranks.py, from the side of a test."""
-
-    def __init__(self) -> None:
-        super().__init__("tests.life.ranks")
-
-    def run(
-        self,
-        folder: Path,
-        world_size: int,
-        *words: str,
-        fault: dict[str, Any] | None = None,
-        meanwhile: Callable[[list[int]], None] | None = None,
-    ) -> Ended:
-        """Run `mule <words>` in `folder` as so many processes."""
-        job = {"folder": str(folder), "words": words, "world_size": world_size}
-        begun = (lambda said: meanwhile(said["pids"])) if meanwhile else None
-        codes = self._ask(job | {"fault": fault or {}}, begun)["codes"]
-        logs = (folder / f"output-{rank}.log" for rank in range(world_size))
-        return Ended(codes, [" ".join(log.read_text().split()) for log in logs])
+from tests.life.harness_ranks import SETTINGS, TOLERANCE, TRAIN, Ranks, check_same, facts
+from tests.life.tiny_life import CHAT_RECIPE, LORA, RECIPE, REPOSITORY, write_data
 
 
 @pytest.fixture(scope="module")
@@ -75,46 +36,6 @@ def alone(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     ended = ranks.run(folder, 1, *TRAIN)
     assert ended.codes == [0], ended.texts
     return facts(folder, 1)
-
-
-def facts(folder: Path, world_size: int, name: str = "pretrain") -> dict[str, Any]:
-    """What is to be equal: the rows of each update in order, the log, and the last weights."""
-    noted = [rows_noted(folder / f"rows-{rank}.jsonl") for rank in range(world_size)]
-    run = Run.open(folder / "runs" / name)
-    step, checkpoint = run.checkpoints()[-1]
-    weights = next(file for file in checkpoint.glob("*model.safetensors"))
-    return {
-        "folder": folder,
-        "rows": {step: [row for of in noted for row in of[step]] for step in noted[0]},
-        "log": run.metrics(),
-        "step": step,
-        "weights": load_file(weights),
-    }
-
-
-def rows_noted(file: Path) -> dict[int, list[int]]:
-    """The rows of one process, by update."""
-    found: dict[int, list[int]] = {}
-    for line in file.read_text().splitlines():
-        noted = json.loads(line)
-        found.setdefault(noted["step"], []).extend(noted["rows"])
-    return found
-
-
-def check_same(found: dict[str, Any], alone: dict[str, Any], from_step: int = 0) -> None:
-    """The same rows in the same order, and figures and weights equal but for rounding."""
-    steps = len(alone["log"])
-    assert found["rows"] == {s: alone["rows"][s] for s in range(from_step, steps)}
-    assert [row["step"] for row in found["log"]] == list(range(1, steps + 1))
-    for ours, one in zip(found["log"], alone["log"], strict=True):
-        assert ours["num_targets"] == one["num_targets"] and ours["epoch"] == one["epoch"]
-        assert abs(ours["loss"] - one["loss"]) < TOLERANCE, ours["step"]
-        assert ours["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
-        assert abs(ours.get("val_loss", 0) - one.get("val_loss", 0)) < TOLERANCE
-    assert found["step"] == alone["step"]
-    assert found["weights"].keys() == alone["weights"].keys()
-    for name, weight in found["weights"].items():
-        assert (weight - alone["weights"][name]).abs().max() < 1e-3, name
 
 
 def test_one_process_costs_nothing() -> None:
@@ -298,6 +219,7 @@ def test_launch_writes_a_script_for_slurm(mule_cli: Mule, tmp_path: Path) -> Non
         (["--launch", "torchrun:8"], "for 2 machines of 8 GPUs: --launch torchrun:2x8"),
         (["--launch", "slurm:2x8"], "an update of 6 rows cannot be shared by 16 processes"),
         (["--launch", "slurm:1x2", "train.sped=1"], "train.sped=1: no such key"),
+        (["--launch", "torchrun:1x2", "train.sharding=hybrid"], "but this is one machine"),
     ],
 )
 def test_launch_refuses(mule_cli: Mule, tmp_path: Path, words: list[str], says: str) -> None:

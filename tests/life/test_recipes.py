@@ -14,11 +14,12 @@ import torch
 from mule.commands import recipes
 from mule.config.load import load_recipe
 from mule.config.presets import presets
+from mule.config.schema import OptimSection
 from mule.models import cost
 from mule.models.decoder import empty_decoder
 from mule.plan.resolve import new_model_config
 from mule.run import Run
-from mule.train.optim import AdamW, AdamWSettings
+from mule.train.optim import Optimizer
 from tests.life.tiny_life import Forker, write_data
 
 PRETRAIN = {"pretrain-25m": 25.7e6, "pretrain-124m": 123.6e6, "pretrain-350m": 349.2e6}
@@ -130,7 +131,7 @@ def test_decay_acts_on_matrices_only() -> None:
     model = empty_decoder(new_model_config(recipe, 320), torch.float32)
     for parameter in model.parameters():
         parameter.data.fill_(1.0)
-    optimizer = AdamW(model, AdamWSettings(weight_decay=decay))
+    optimizer = Optimizer(model, OptimSection(weight_decay=decay))
     optimizer.step(lr=0.1)
     kinds = set()
     for name, weight in optimizer.master_weights().items():

@@ -24,7 +24,7 @@ def test_a_few_trials(lab: Lab, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", ["F1", "F5", "F10", "F12"])
+@pytest.mark.parametrize("name", ["F1", "F5", "F7", "F8", "F9", "F10", "F11", "F12"])
 def test_all_trials(lab: Lab, name: str) -> None:
     check(lab, name, full=True)
 

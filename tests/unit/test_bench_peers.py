@@ -187,15 +187,15 @@ def test_a_way_runs_in_its_environment_with_its_job(
     monkeypatch.setattr(bench, "PEERS", tmp_path)
     monkeypatch.setattr(bench.subprocess, "run", ran)
     job = bench.job_of("tiny")
-    assert bench._one(bench.WAYS["mule"], job, tmp_path) == {"loss": 1.5}
+    assert bench.one_way(bench.WAYS["mule"], job, tmp_path) == {"loss": 1.5}
     assert commands[0][1].endswith("bench/train.py") and commands[0][2] == "one"
     with pytest.raises(UserError, match="bench/peers/litgpt is missing") as caught:
-        bench._one(bench.WAYS["litgpt"], job, tmp_path)
+        bench.one_way(bench.WAYS["litgpt"], job, tmp_path)
     assert caught.value.hint == "make it: python bench/train.py setup"
     (tmp_path / "litgpt" / "bin").mkdir(parents=True)
     python = tmp_path / "litgpt" / "bin" / "python"
     python.touch()
-    bench._one(bench.WAYS["litgpt"], job, tmp_path)
+    bench.one_way(bench.WAYS["litgpt"], job, tmp_path)
     assert commands[1][0] == str(python) and commands[1][1].endswith("bench/train_litgpt.py")
     assert json.loads(commands[1][2])["vocab_size"] == 512 and commands[1][3] == "fused"
 

@@ -67,7 +67,7 @@ def test_the_page(measured: dict[str, Any]) -> None:
     assert "- seed 1: it differs" in text
     assert "4 of 4 (a few trials only) | 75.00% |" in text
     assert "killed: 1; step: 4." in text and "how: 1 cut" in text
-    assert "Not measured yet: F2, F3, F4 power, F5, F10, F12." in text
+    assert "Not measured yet: F2, F3, F4 power, F5, F6, F7, F8, F9, F10, F11, F12." in text
 
 
 def test_an_unknown_figure_is_refused() -> None:

@@ -74,7 +74,7 @@ foo: {a: b}
         "recipe.yaml:10: train.step_rows: expected a whole number of at least 1, found 1000; "
         "write 1_000",
         "recipe.yaml:11: train.compile: expected auto, or true or false, found `yes`",
-        "recipe.yaml:12: train.precision: expected auto, bf16 or fp32, found `bf61`; "
+        "recipe.yaml:12: train.precision: expected auto, bf16, fp32, fp16 or fp8, found `bf61`; "
         "did you mean `bf16`?",
         "recipe.yaml:14: data.train: expected a list of texts, found `corpus.txt`; "
         "write [corpus.txt]",

@@ -284,17 +284,26 @@ def test_runs_list_and_show_tell_the_run(run: Run) -> None:
     with run.lock():
         run.start_attempt()
         run.log_metrics({"step": 1, "loss": 3.0, "val_loss": 3.5})
-        run.log_metrics({"step": 2, "loss": 2.0})
+        devices = [{"device": "cpu", "peak_resident_bytes": 2**30, "micro_batch_rows": 3}]
+        run.log_metrics({"step": 2, "loss": 2.0, "devices": devices})
         save(run, 2)
     run.write_resolved("train:\n  steps: 2  # 1 epoch of 2 updates\n")
     root = run.folder.parent
     listed: dict[str, Any] = runs.list_runs(root)["runs"][0]
-    assert (listed["run"], listed["state"], listed["steps"]) == ("pizza", "interrupted", 2)
+    assert (listed["run"], listed["state"], listed["steps"]) == ("pizza", "killed", 2)
     assert (listed["loss"], listed["val_loss"]) == (2.0, 3.5)
     shown = runs.show("pizza", root)
+    assert shown["note"].startswith("the last attempt ended without a word after update 2: killed")
+    assert shown["devices"] == devices
     assert shown["checkpoints"] == [{"step": 2, "folder": "checkpoint-00000002"}]
     assert shown["reasons"]["train.steps"]["reason"] == "1 epoch of 2 updates"
     assert shown["next"].endswith("pizza/recipe.yaml --resume")
+    with run.lock():
+        run.log_event("interrupted", step=2, devices=devices)
+    shown = runs.show("pizza", root)
+    assert (shown["state"], shown["note"]) == ("interrupted", None)
+    assert [event["kind"] for event in shown["events"]] == ["interrupted"]
+    assert "devices" not in shown["events"][0]
     assert runs.list_runs(root / "none") == {
         "root": str(root / "none"),
         "runs": [],

@@ -1,19 +1,19 @@
-"""The training step, the optimizer and the schedule."""
+"""The training step."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from mule.config.schema import OptimSection
-from mule.train.optim import AdamW, AdamWSettings
-from mule.train.schedule import learning_rate
-from mule.train.step import NonFiniteStep, train_step
+from mule.train.optim import Optimizer
+from mule.train.step import NonFiniteStep, RefusedStep, StepResult, train_step
 from tests.tiny import part, random_batch, tiny_model
 
 
@@ -26,7 +26,7 @@ def test_cutting_an_update_changes_nothing_beyond_rounding() -> None:
     results, weights = [], []
     for size in (8, 4, 2, 1):
         model = tiny_model()
-        optimizer = AdamW(model, AdamWSettings())
+        optimizer = Optimizer(model, OptimSection())
         parts = [part(batch, slice(i, i + size)) for i in range(0, 8, size)]
         results.append(train_step(model, optimizer, parts, lr=1e-3, max_grad_norm=1.0))
         weights.append(snapshot(model))
@@ -44,7 +44,7 @@ def test_whole_and_cut_updates_may_alternate() -> None:
     states = []
     for order in ([halves, [batch], halves], [[batch], [batch], [batch]]):
         model = tiny_model()
-        optimizer = AdamW(model, AdamWSettings())
+        optimizer = Optimizer(model, OptimSection())
         for batches in order:
             train_step(model, optimizer, batches, lr=1e-3, max_grad_norm=1.0)
         states.append(snapshot(model))
@@ -54,7 +54,7 @@ def test_whole_and_cut_updates_may_alternate() -> None:
 
 def test_step_equals_torch_adamw_with_decay_on_matrices_only() -> None:
     ours, reference = tiny_model(), tiny_model()
-    optimizer = AdamW(ours, AdamWSettings(weight_decay=0.3))
+    optimizer = Optimizer(ours, OptimSection(weight_decay=0.3))
     named = list(reference.named_parameters())
     decayed = [p for n, p in named if p.dim() == 2 and "embed_tokens" not in n]
     kept = [p for n, p in named if p.dim() == 1 or "embed_tokens" in n]
@@ -79,7 +79,7 @@ def test_step_equals_torch_adamw_with_decay_on_matrices_only() -> None:
 @pytest.mark.parametrize("poison", ["weight", "gradient"])
 def test_non_finite_update_leaves_everything_untouched(parts: int, poison: str) -> None:
     model = tiny_model()
-    optimizer = AdamW(model, AdamWSettings())
+    optimizer = Optimizer(model, OptimSection())
     batch = random_batch(4, 9)
     batches = [part(batch, slice(i, i + 4 // parts)) for i in range(0, 4, 4 // parts)]
     train_step(model, optimizer, batches, lr=1e-3, max_grad_norm=1.0)
@@ -103,10 +103,52 @@ def test_non_finite_update_leaves_everything_untouched(parts: int, poison: str) 
         assert train_step(model, optimizer, batches, lr=1e-3, max_grad_norm=1.0).loss < 10
 
 
+@pytest.mark.parametrize("size", [4, 2])
+def test_a_refused_update_is_as_if_it_had_not_been(size: int) -> None:
+    """Bit by bit, and in the next update too."""
+
+    def train(seeds: tuple[int, ...]) -> tuple[list[StepResult], dict[str, torch.Tensor]]:
+        model = tiny_model()
+        optimizer = Optimizer(model, OptimSection())
+        results = []
+        for seed in seeds:
+            batch = random_batch(4, 9, seed=seed)
+            parts = [part(batch, slice(i, i + size)) for i in range(0, 4, size)]
+            objection = {7: lambda loss, norm: f"seven: {loss:.2f}, {norm:.2f}"}
+            refuse = objection.get(seed, lambda loss, norm: None)
+            try:
+                results.append(
+                    train_step(model, optimizer, parts, lr=1e-2, max_grad_norm=1.0, refuse=refuse)
+                )
+            except RefusedStep as refused:
+                assert type(refused) is RefusedStep and seed == 7
+                assert re.fullmatch(r"seven: 4\.\d\d, [01]\.\d\d", str(refused))
+        return results, snapshot(model) | optimizer.moments()
+
+    (results, state), (others, other_state) = train((0, 1)), train((0, 7, 1))
+    assert results == others and len(results) == 2
+    assert all(torch.equal(tensor, other_state[name]) for name, tensor in state.items())
+
+
+def test_a_broken_update_is_not_asked_about() -> None:
+    model = tiny_model()
+    optimizer = Optimizer(model, OptimSection())
+    model.model.norm.weight.register_hook(lambda g: g * math.inf)
+    with pytest.raises(NonFiniteStep):
+        train_step(
+            model,
+            optimizer,
+            [random_batch(2, 5)],
+            lr=1e-3,
+            max_grad_norm=1.0,
+            refuse=lambda loss, grad_norm: pytest.fail("asked"),
+        )
+
+
 def test_bf16_weights_are_the_cast_of_their_masters() -> None:
     model = tiny_model()
     start = snapshot(model)
-    optimizer = AdamW(model, AdamWSettings(), dtype=torch.bfloat16)
+    optimizer = Optimizer(model, OptimSection(), dtype=torch.bfloat16)
     masters = optimizer.master_weights()
     assert all(torch.equal(masters[name], tensor) for name, tensor in start.items())
     for step in range(3):
@@ -129,7 +171,7 @@ def test_dropout_seeds_make_the_step_repeatable() -> None:
             for name, p in model.named_parameters():
                 if "lora_B" in name:
                     p.fill_(0.3)
-        optimizer = AdamW(model.train(), AdamWSettings())
+        optimizer = Optimizer(model.train(), OptimSection())
         batch = random_batch(2, 9)
         losses.append(
             train_step(
@@ -139,29 +181,9 @@ def test_dropout_seeds_make_the_step_repeatable() -> None:
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_schedules() -> None:
-    section = OptimSection(learning_rate=0.1, min_learning_rate=0.02)
-    rate = learning_rate(section, 10, 110)
-    assert rate(0) == pytest.approx(0.01)
-    assert rate(9) == rate(10) == pytest.approx(0.1)
-    assert rate(60) == pytest.approx(0.06)  # half of the cosine
-    assert rate(110) == pytest.approx(0.02)
-    wsd = learning_rate(dataclasses_replace(section, schedule="wsd"), 10, 100)
-    assert wsd(10) == wsd(80) == pytest.approx(0.1)
-    assert wsd(90) == pytest.approx(0.06)
-    linear = learning_rate(dataclasses_replace(section, schedule="linear"), 0, 100)
-    assert linear(50) == pytest.approx(0.06)
-    constant = learning_rate(OptimSection(learning_rate=0.1, schedule="constant"), 0, 100)
-    assert constant(99) == 0.1
-
-
-def dataclasses_replace(section: OptimSection, **changes: object) -> OptimSection:
-    return section.model_copy(update=changes)
-
-
 def test_fields_of_result_are_plain_numbers() -> None:
     model = tiny_model()
     result = train_step(
-        model, AdamW(model, AdamWSettings()), [random_batch(2, 5)], lr=1e-3, max_grad_norm=1.0
+        model, Optimizer(model, OptimSection()), [random_batch(2, 5)], lr=1e-3, max_grad_norm=1.0
     )
     assert all(type(value) in (int, float) for value in dataclasses.asdict(result).values())

@@ -68,13 +68,14 @@ def write(
 
 def row_of(item: TrainingItem, source: str) -> dict[str, Any]:
     """The item as a row of JSON, in the format `messages` or `text`."""
+    origin = {"source": source, **({"category": item.category} if item.category else {})}
     if isinstance(item, Document):
-        return {"text": item.text, "source": source}
+        return {"text": item.text, **origin}
     tools = item.tool_list()
     return {
         "messages": item.as_dicts(),
         **({} if tools is None else {"tools": tools}),
-        "source": source,
+        **origin,
     }
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import difflib
 import glob
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from itertools import chain, count
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +14,7 @@ from mule import fsio, machine, progress
 from mule.data.clean.compare import TrainingItem
 from mule.data.sources import Conversation, Document, Preference, ReadOptions, expand, split_files
 from mule.data.sources.items import Notice
+from mule.data.sources.names import free_name, stem
 from mule.data.sources.reading import items_of
 from mule.errors import DataError, UserError
 
@@ -24,7 +23,6 @@ from mule.errors import DataError, UserError
 _MEMORY_OF_TEXT = 8
 _MEMORY_OF_PACKED = 25
 _PACKED = (".parquet", ".gz", ".zst")
-_NO_NAME = re.compile(r"(train|valid|validation|test|dev|val|data|main|default|split)([-_.].*)?")
 Value = TypeVar("Value", int, float)
 
 
@@ -71,12 +69,7 @@ def open_sources(paths: Sequence[str | Path]) -> list[Source]:
         )
     found: list[Source] = []
     for path in paths:
-        source = _open(str(path))
-        taken = {other.name for other in found}
-        longer = f"{source.name}-{_stem(Path(source.given).name)}"
-        numbered = (f"{source.name}-{number}" for number in count(2))
-        name = next(name for name in chain([source.name, longer], numbered) if name not in taken)
-        found.append(replace(source, name=name))
+        found.append(_open(str(path), taken={other.name for other in found}))
     _refuse_twice(found)
     return found
 
@@ -122,12 +115,13 @@ def _refuse_twice(sources: Sequence[Source]) -> None:
                 )
 
 
-def _open(path: str) -> Source:
+def _open(path: str, taken: Set[str]) -> Source:
     train = expand([path])
+    name = free_name(path, train, taken)
     given = Path(path)
     is_pattern = not given.exists() and glob.has_magic(path)
     if given.is_file() or is_pattern:
-        return Source(path, _name(path, train), tuple(train))
+        return Source(path, name, tuple(train))
     folder = given if given.is_dir() else train[0].parent  # a hub dataset, downloaded
     is_divided = bool(split_files(folder, "train"))
     valid = split_files(folder, "valid") if is_divided else []
@@ -135,33 +129,12 @@ def _open(path: str) -> Source:
         f"{file} is a test set: left out (give it to --decontaminate to keep it clean)"
         for file in (split_files(folder, "test") if is_divided else [])
     ]
-    return Source(path, _name(path, train), tuple(train), tuple(valid), tuple(notes))
-
-
-def _name(path: str, files: Sequence[Path]) -> str:
-    """The last part of the path that says something: alpaca_en_demo, or gsm8k of gsm8k/train."""
-    given = Path(path)
-    whole = files[0].resolve() if glob.has_magic(path) and not given.exists() else given
-    parts = [part for part in whole.parts if part not in ("/", ".", "..") and "*" not in part]
-    for part in reversed(parts or Path.cwd().parts):
-        stem = _stem(part)
-        if stem and not _NO_NAME.fullmatch(stem.lower()):
-            return stem
-    return _stem(parts[-1]) if parts else "data"
-
-
-def _stem(name: str) -> str:
-    plain = name.split("@")[0]
-    for suffix in (".gz", ".zst", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"):
-        plain = plain.removesuffix(suffix)
-    for suffix in (".txt", ".md", ".tokens"):
-        plain = plain.removesuffix(suffix)
-    return plain
+    return Source(path, name, tuple(train), tuple(valid), tuple(notes))
 
 
 def _keys(source: Source) -> set[str]:
     given = source.given.rstrip("/")
-    return {source.given, given, source.name, Path(given).name, _stem(Path(given).name)}
+    return {source.given, given, source.name, Path(given).name, stem(Path(given).name)}
 
 
 # ---------------------------------------------------------------- what is in them

@@ -11,6 +11,8 @@ from mule.data.sources.options import ReadOptions
 from mule.data.sources.row import Row
 from mule.errors import DataError
 
+ORIGIN = ("source", "category")  # what a row of any format may say of itself
+
 
 class Collector(Protocol):
     """Makes items out of several rows, or several items out of a row."""
@@ -41,9 +43,9 @@ class Format:
     @property
     def used(self) -> frozenset[str]:
         """Every key it looks at."""
-        return frozenset(self.optional).union(*self.keys, self.facts)
+        return frozenset(self.optional).union(*self.keys, self.facts, ORIGIN)
 
     @property
     def content(self) -> frozenset[str]:
         """The keys that hold what can be learnt."""
-        return self.used - set(self.facts)
+        return self.used.difference(self.facts, ORIGIN)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -11,12 +11,17 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text to learn to continue; where `ends` is False, the next Document goes on with it."""
+    """A text to learn to continue; where `ends` is False, the next Document goes on with it.
+
+    `source` and `category` are what the row says of itself, or ""; nothing is learnt from them.
+    """
 
     text: str
     file: str
     line: int
     ends: bool = True
+    source: str = field(default="", compare=False)
+    category: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +60,15 @@ class Conversation:
     """At most one system message first, then turns in order, with an answer.
 
     `tools` is the JSON text of the list of function descriptions the assistant may call, or "".
+    `source` and `category` are what the row says of itself, or ""; nothing is learnt from them.
     """
 
     messages: tuple[Message, ...]
     file: str
     line: int
     tools: str = ""
+    source: str = field(default="", compare=False)
+    category: str = field(default="", compare=False)
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """The messages as a chat template takes them."""

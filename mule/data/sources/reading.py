@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -11,14 +12,15 @@ from mule.data.sources import text, wikitext
 from mule.data.sources.detect import TEXT_FORMATS, Detector
 from mule.data.sources.encoding import read_text_parts
 from mule.data.sources.files import SUFFIXES, OnBytes, data_suffix, refuse_other_kinds
-from mule.data.sources.format import Collector, Format
-from mule.data.sources.items import Document, Item, Notice
+from mule.data.sources.format import ORIGIN, Collector, Format
+from mule.data.sources.items import Document, Item, Notice, Preference
 from mule.data.sources.options import ReadOptions
 from mule.data.sources.row import Row
 from mule.data.sources.rows import scan_rows
 from mule.errors import DataError
 
 Found = Item | DataError | Notice
+_MAX_NAME = 40  # characters of a source or a category
 
 
 def items_of(
@@ -122,7 +124,7 @@ class _RowReading:
         line, num_rows = self._lines.get(known.name, (row.line, 0))
         self._lines[known.name] = (line, num_rows + 1)
         if known.parse is not None:
-            yield known.parse(row)
+            yield _with_origin(known.parse(row), row)
         elif known.collect is not None:
             if known.name not in self._collectors:
                 self._collectors[known.name] = known.collect(str(self._file), self._options)
@@ -160,6 +162,22 @@ class _RowReading:
             )
         if unused := list(self._detector.unused):
             yield Notice(str(self._file), None, f"not used: {', '.join(unused)}")
+
+
+def _with_origin(item: Item, row: Row) -> Item:
+    """The item with the source and the category its row names, where those are short names."""
+    found = {key: row.value[key] for key in ORIGIN if row.value.get(key)}
+    names = {key: name.strip() for key, name in found.items() if _is_short_name(name)}
+    if not names or isinstance(item, Preference):
+        return item
+    return replace(item, **names)
+
+
+def _is_short_name(value: object) -> bool:
+    """Not an address, a sentence, or a list."""
+    if not isinstance(value, str) or len(value) > _MAX_NAME:
+        return False
+    return value.isprintable() and "://" not in value
 
 
 def _other_format(row: Row, name: str, first_name: str, first_line: int) -> DataError:

@@ -1,0 +1,163 @@
+"""Causal attention inside the documents of packed rows, on the CPU.
+
+A dense mask computes all of (T, T) and throws most away; here the forward pass is flash attention
+document by document, and the backward pass batched matrix products over a window of queries and the
+keys its documents begin at, with one elementwise kernel between them. One opaque operation for the
+compiler: it reads `segments`, whose shape never changes. Gradients: Dao et al. 2022 (FlashAttention),
+appendix B.2.
+
+Shapes: B rows, T tokens, H query heads, K key/value heads, D channels of a head, G = H / K.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Iterator
+
+import torch
+
+_WINDOW = 256  # queries at once in the backward pass (docs/log.md)
+_KEY_STEP = 64  # a window's keys begin at a multiple: few shapes, for which kernels are kept
+
+
+@torch.library.custom_op("mule::packed_attention", mutates_args=())
+def packed_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: torch.Tensor, fused: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y (B, H, T, D) and the log-sum-exp (B, H, T) fp32, for q (B, H, T, D), k and v (B, K, T, D).
+
+    `segments` (B, T) numbers the documents of a row; padding is 0, and its y is 0. `fused` compiles
+    the backward pass's elementwise kernel.
+    """
+    rows, heads, length, head_dim = q.shape
+    y = q.new_zeros(rows, length, heads, head_dim).transpose(1, 2)  # as the projection reads it
+    lse = q.new_zeros(rows, heads, length, dtype=torch.float32)
+    group = heads // k.shape[1]
+    for row, start, end in _documents(segments):
+        part = (slice(row, row + 1), slice(None), slice(start, end))
+        keys, values = k[part], v[part]
+        if group > 1:
+            keys, values = (t.repeat_interleave(group, 1) for t in (keys, values))
+        y[part], lse[part] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q[part], keys, values, is_causal=True
+        )
+    return y, lse
+
+
+@packed_attention.register_fake
+def _(q, k, v, segments, fused):  # type: ignore[no-untyped-def]
+    rows, heads, length, head_dim = q.shape
+    y = q.new_empty(rows, length, heads, head_dim).transpose(1, 2)
+    return y, q.new_empty(rows, heads, length, dtype=torch.float32)
+
+
+@torch.library.custom_op("mule::packed_attention_backward", mutates_args=())
+def _backward(
+    grad_y: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    sums: torch.Tensor,
+    segments: torch.Tensor,
+    fused: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of q, k and v; `sums` (2, B, H, T): log-sum-exp, and the sum of grad_y * y."""
+    kernel = _fused_kernel if fused else _kernel
+    rows, heads, length, head_dim = q.shape
+    kv_heads = k.shape[1]
+    grad_q = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    grad_k = k.new_zeros(rows, kv_heads, length, head_dim, dtype=torch.float32)
+    grad_v = torch.zeros_like(grad_k)
+    scale = 1 / math.sqrt(head_dim)
+    split = (rows, kv_heads, heads // kv_heads, length)  # query heads by the head they share
+    q5, g5 = (t.unflatten(1, split[1:3]) for t in (q, grad_y))
+    out5 = grad_q.view(*split, head_dim)
+    lse4, delta4 = sums.view(2, *split)
+    for row, start, first, end in _windows(segments):
+        window = (row, slice(None), slice(None), slice(start, end))
+        keys = (row, slice(None), slice(first, end))
+        queries = q5[window].flatten(1, 2)  # (K, G * window, D)
+        grads = g5[window].flatten(1, 2)
+        p, grad_s = kernel(
+            queries @ k[keys].mT,  # (K, G * window, keys)
+            grads @ v[keys].mT,
+            lse4[window].flatten(1),
+            delta4[window].flatten(1),
+            _visible(segments[row], start, first, end),
+            scale,
+        )
+        grad_v[keys] += p.mT @ grads
+        grad_k[keys] += grad_s.mT @ queries
+        out5[window] = (grad_s @ k[keys]).unflatten(1, (-1, end - start))
+    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
+
+
+@_backward.register_fake
+def _(grad_y, q, k, v, sums, segments, fused):  # type: ignore[no-untyped-def]
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+
+
+def _set_up(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    *tensors, ctx.fused = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _differentiate(ctx, grad_y, _grad_lse):  # type: ignore[no-untyped-def]
+    q, k, v, segments, y, lse = ctx.saved_tensors
+    sums = torch.stack((lse, (grad_y * y).sum(-1, dtype=torch.float32)))
+    gradients = _backward(grad_y, q, k, v, sums, segments, ctx.fused)
+    return *gradients, None, None
+
+
+packed_attention.register_autograd(_differentiate, setup_context=_set_up)
+
+
+def _visible(segments: torch.Tensor, start: int, first: int, end: int) -> torch.Tensor:
+    """Which of the keys first..end the queries start..end see, (queries, keys) bool."""
+    places = torch.arange(first, end)
+    same = segments[start:end, None] == segments[first:end]
+    return same & (places <= torch.arange(start, end)[:, None])
+
+
+def _kernel(
+    scores: torch.Tensor,
+    grad_p: torch.Tensor,
+    lse: torch.Tensor,
+    delta: torch.Tensor,
+    visible: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities and the scores' gradient, for unscaled scores; both (K, G * queries, keys)."""
+    hidden = ~visible.repeat(scores.shape[1] // len(visible), 1)
+    p = (scores.float() * scale - lse[..., None]).masked_fill(hidden, -math.inf).exp()
+    grad_s = p * (grad_p.float() - delta[..., None]) * scale
+    return p.to(scores.dtype), grad_s.to(scores.dtype)
+
+
+_fused_kernel = torch.compile(_kernel, dynamic=True)
+
+
+def _edges(segments: torch.Tensor) -> list[int]:
+    """Where the documents of a row (T,) begin, and where the last one ends: padding is left out."""
+    inner = (segments.diff() != 0).nonzero().flatten() + 1
+    edges = [0, *inner.tolist(), len(segments)]
+    return edges[:-1] if segments[-1] == 0 else edges
+
+
+def _documents(segments: torch.Tensor) -> Iterator[tuple[int, int, int]]:
+    """(row, start, end) of every document."""
+    for row, ids in enumerate(segments):
+        for start, end in itertools.pairwise(_edges(ids)):
+            yield row, start, end
+
+
+def _windows(segments: torch.Tensor) -> Iterator[tuple[int, int, int, int]]:
+    """(row, first query, first key, end of both) of the windows that hold a row's documents."""
+    for row, ids in enumerate(segments):
+        edges = _edges(ids)
+        for start in range(0, edges[-1], _WINDOW):
+            own = edges[bisect.bisect_right(edges, start) - 1]  # where its first document begins
+            first = own // _KEY_STEP * _KEY_STEP
+            yield row, start, first, min(start + _WINDOW, edges[-1])

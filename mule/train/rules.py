@@ -1,0 +1,222 @@
+"""Update rules of the flat buffers: AdamW, Muon, and AdamW with moments in 8 bits."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import nn
+
+from mule.config.schema import OptimSection
+from mule.errors import UserError
+from mule.train.flat import Flat
+
+_BLOCK = 256  # elements that share a scale; fixed in bitsandbytes' kernels
+_MIN_8BIT_ELEMENTS = 4096  # smaller tensors keep fp32 moments, as in bitsandbytes
+
+
+@dataclass
+class Rule(ABC):
+    """How the parameters of one flat group are updated.
+
+    `buffers` is the flat state by kind; digests, sizes and checkpoints are made from it.
+    """
+
+    flat: Flat
+    optim: OptimSection
+    weight_decay: float
+    compiled: bool
+    buffers: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
+
+    @abstractmethod
+    def __post_init__(self) -> None:
+        """Allocate the state."""
+
+    @staticmethod
+    @abstractmethod
+    def takes(name: str, matrix: torch.Tensor) -> bool:
+        """Whether this rule updates a decayed parameter; AdamW updates all others."""
+
+    @abstractmethod
+    def update(
+        self, gradient: torch.Tensor, lr: float, grad_scale: float, num_updates: int
+    ) -> None:
+        """Update masters and working weights in place from the flat `gradient` times `grad_scale`.
+
+        `num_updates` counts this one; the gradient may be overwritten.
+        """
+
+    def moments(self, name: str) -> dict[str, torch.Tensor]:
+        """Views of the state of one parameter, by kind."""
+        return {kind: self.flat.view(buffer, name) for kind, buffer in self.buffers.items()}
+
+
+class AdamW(Rule):
+    """Loshchilov and Hutter 2019, algorithm 2, with PyTorch's decoupled form, in one pass."""
+
+    def __post_init__(self) -> None:
+        for kind in ("exp_avg", "exp_avg_sq"):
+            self.buffers[kind] = torch.zeros_like(self.flat.master)
+
+    @staticmethod
+    def takes(name: str, matrix: torch.Tensor) -> bool:
+        return True
+
+    def update(
+        self, gradient: torch.Tensor, lr: float, grad_scale: float, num_updates: int
+    ) -> None:
+        o, flat = self.optim, self.flat
+        biases = (1 - o.beta1**num_updates, 1 - o.beta2**num_updates)
+        scalars = torch.tensor(
+            [lr, self.weight_decay, o.beta1, o.beta2, o.eps, *biases, grad_scale],
+            device=flat.weight.device,
+        )
+        kernel = _compiled_adamw() if self.compiled else _adamw
+        exp_avg, exp_avg_sq = self.buffers.values()
+        kernel(flat.weight, flat.master, exp_avg, exp_avg_sq, gradient, scalars)
+
+
+def _adamw(
+    weight: torch.Tensor,
+    master: torch.Tensor,
+    exp_avg: torch.Tensor,
+    exp_avg_sq: torch.Tensor,
+    grad: torch.Tensor,
+    scalars: torch.Tensor,
+) -> None:
+    """One update in place; `scalars` holds lr, decay, beta1, beta2, eps, bias1, bias2, clip."""
+    lr, decay, beta1, beta2, eps, bias1, bias2, clip = scalars.unbind()
+    g = grad.float() * clip
+    exp_avg.copy_(exp_avg * beta1 + g * (1 - beta1))
+    exp_avg_sq.copy_(exp_avg_sq * beta2 + g * g * (1 - beta2))
+    denominator = (exp_avg_sq / bias2).sqrt() + eps
+    master.copy_(master * (1 - lr * decay) - lr * (exp_avg / bias1) / denominator)
+    weight.copy_(master)
+
+
+@cache
+def _compiled_adamw() -> Any:
+    return torch.compile(_adamw, dynamic=True)
+
+
+class Muon(Rule):
+    """Orthogonalised momentum for the blocks' matrices: torch.optim.Muon on views of the masters.
+
+    Its updates are scaled to the length of AdamW's, so that learning rate and decay mean the same.
+    Source: Jordan et al. 2024 (Muon); Liu et al. 2025 (Muon is scalable), equation 4.
+    """
+
+    def __post_init__(self) -> None:
+        flat = self.flat
+        self.buffers["momentum"] = torch.zeros_like(flat.master)
+        self._matrices = {
+            name: nn.Parameter(flat.view(flat.master, name), requires_grad=False)
+            for name in flat.spans
+        }
+        self._muon = torch.optim.Muon(
+            self._matrices.values(),
+            lr=self.optim.learning_rate,
+            weight_decay=self.weight_decay,
+            momentum=self.optim.momentum,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        for name, matrix in self._matrices.items():
+            buffer = flat.view(self.buffers["momentum"], name)
+            self._muon.state[matrix]["momentum_buffer"] = buffer
+
+    @staticmethod
+    def takes(name: str, matrix: torch.Tensor) -> bool:
+        return matrix.dim() == 2 and "layers." in name  # not the head
+
+    def update(
+        self, gradient: torch.Tensor, lr: float, grad_scale: float, num_updates: int
+    ) -> None:
+        scaled = gradient.float().mul_(grad_scale)  # in place where it is fp32 already
+        for name, matrix in self._matrices.items():
+            matrix.grad = self.flat.view(scaled, name)
+        self._muon.param_groups[0]["lr"] = lr
+        self._muon.step()
+        for matrix in self._matrices.values():
+            matrix.grad = None
+        self.flat.weight.copy_(self.flat.master)
+
+
+class AdamW8bit(Rule):
+    """AdamW with both moments in 8 bits: bitsandbytes' blockwise update on the fp32 masters.
+
+    Embeddings, norms and tensors of fewer than 4,096 elements keep fp32 moments.
+    Source: Dettmers et al. 2022 (8-bit optimizers), sections 2.1 to 2.3.
+    """
+
+    def __post_init__(self) -> None:
+        flat, device = self.flat, self.flat.master.device
+        self._functional = _bitsandbytes()
+        self._maps = [
+            self._functional.create_dynamic_map(signed).to(device) for signed in (True, False)
+        ]
+        counts = [-(-shape.numel() // _BLOCK) for _, shape in flat.spans.values()]
+        ends = list(accumulate(counts))
+        starts = (end - count for end, count in zip(ends, counts))
+        self._blocks = dict(zip(flat.spans, map(slice, starts, ends)))
+        for kind in ("exp_avg", "exp_avg_sq"):
+            self.buffers[kind] = torch.zeros_like(flat.master, dtype=torch.uint8)
+            self.buffers[f"{kind}_absmax"] = torch.zeros(ends[-1], device=device)
+
+    @staticmethod
+    def takes(name: str, matrix: torch.Tensor) -> bool:
+        return matrix.numel() >= _MIN_8BIT_ELEMENTS
+
+    def update(
+        self, gradient: torch.Tensor, lr: float, grad_scale: float, num_updates: int
+    ) -> None:
+        o, flat = self.optim, self.flat
+        for name in flat.spans:
+            state = self.moments(name)
+            self._functional.optimizer_update_8bit_blockwise(
+                "adam",
+                flat.view(gradient, name).float(),
+                flat.view(flat.master, name),
+                state["exp_avg"],
+                state["exp_avg_sq"],
+                beta1=o.beta1,
+                beta2=o.beta2,
+                beta3=0.0,
+                alpha=0.0,
+                eps=o.eps,
+                step=num_updates,
+                lr=lr,
+                qmap1=self._maps[0],
+                qmap2=self._maps[1],
+                absmax1=state["exp_avg_absmax"],
+                absmax2=state["exp_avg_sq_absmax"],
+                weight_decay=self.weight_decay,
+                gnorm_scale=grad_scale,
+            )
+        flat.weight.copy_(flat.master)
+
+    def moments(self, name: str) -> dict[str, torch.Tensor]:
+        return {
+            kind: buffer[self._blocks[name]]
+            if kind.endswith("_absmax")
+            else self.flat.view(buffer, name)
+            for kind, buffer in self.buffers.items()
+        }
+
+
+def _bitsandbytes() -> Any:
+    """bitsandbytes.functional; UserError when the package is not installed."""
+    try:
+        from bitsandbytes import functional
+    except ImportError as error:
+        raise UserError(
+            f"optim.kind = adamw8bit needs bitsandbytes, which cannot be imported: {error}",
+            "pip install 'mule[qlora]', or set optim.kind=adamw",
+        ) from None
+    return functional
+
+
+RULES: dict[str, type[Rule]] = {"adamw": AdamW, "muon": Muon, "adamw8bit": AdamW8bit}
