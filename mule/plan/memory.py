@@ -16,7 +16,7 @@ _ADAMW_BYTES, _MOMENTUM_BYTES = 8, 4  # two moments, or one, in fp32
 _8BIT_BYTES = 2 + 8 / 256  # two moments, and a scale of each for every 256 elements
 _MIN_8BIT_ELEMENTS = 4096  # smaller tensors keep fp32 moments, as in bitsandbytes
 _LOSS_CHUNK_TOKENS = 512  # as mule.models.loss cuts them
-_LOSS_LOGIT_BYTES = 20  # of eager softmax: five fp32 tensors of (chunk, vocabulary) at its peak
+_LOSS_LOGIT_BYTES = 14  # of eager softmax at its peak: logits, fp32 scores, the targets' places
 _DENSE_TOKENS = 512  # up to this length the CPU's attention takes a mask, as mule.models.attention
 # Temporaries of the backward pass beside what is kept, in what one block keeps; measured.
 _AT_WORK = {"none": 0.4, "selective": 1.0, "full": 1.3}

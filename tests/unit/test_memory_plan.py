@@ -153,8 +153,8 @@ def test_adapters_hold_little(targets: Any) -> None:
     ("mib", "kind", "reason"),
     [
         (1024, "none", "none 7 MiB; there is room for 714 MiB"),
-        (12, "selective", "none 7 MiB, selective 4 MiB; there is room for 5 MiB"),
-        (10, "full", "none 7 MiB, selective 4 MiB, full 2 MiB; there is room for 4 MiB"),
+        (11, "selective", "none 7 MiB, selective 4 MiB; there is room for 5 MiB"),
+        (9, "full", "none 7 MiB, selective 4 MiB, full 2 MiB; there is room for 3 MiB"),
         (
             *(1, "full"),
             "none 7 MiB, selective 4 MiB, full 2 MiB; there is room for 0 MiB, so memory may run out",
