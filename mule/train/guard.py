@@ -3,7 +3,8 @@
 A refused update leaves the weights alone, so that refusals in a row mean that the weights are what
 is broken. Then the newest checkpoint is loaded and the run goes on with the data that comes next:
 the batches of before and during the trouble are left out. Sources: the rule for spikes is that of
-OLMo-core's SkipStepOptimizer; going back that of Chowdhery et al. 2022 (PaLM), section 5.1.
+OLMo-core's SkipStepOptimizer, but for the largest values of the window, which do not count; going
+back that of Chowdhery et al. 2022 (PaLM), section 5.1.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ WINDOW_STEPS = 128  # a spike is one against so many updates
 MAX_REFUSED_IN_A_ROW = 5
 MAX_ROLLBACKS = 3  # in a run, over all its attempts
 _RECENT_STEPS = 20  # the reported training loss is the mean over these
+_LARGEST_LEFT_OUT = 3  # of the window: a spike that was applied would hide the next
 _LEAST_SPREAD = 0.01  # of the mean: where updates are all alike, rounding would be a spike
 
 
@@ -74,7 +76,7 @@ class Guard:
         """Why an update must not be applied; None when it is like those before, or they are few."""
         if self._max_spike is None or len(self._applied) < WINDOW_STEPS:
             return None
-        window = np.array(self._applied)  # (WINDOW_STEPS, 2)
+        window = np.sort(np.array(self._applied), axis=0)[:-_LARGEST_LEFT_OUT]  # losses, norms
         mean, spread = window.mean(0), window.std(0, ddof=1)
         limits = mean + self._max_spike * np.maximum(spread, _LEAST_SPREAD * mean)
         for what, value, limit in zip(("loss", "gradient norm"), (loss, grad_norm), limits):

@@ -36,6 +36,13 @@ def test_a_spike_of_loss_or_norm_is_refused_with_its_limit() -> None:
     assert guard.spike(limit - 0.01, 3.0) is None and guard.spike(limit + 0.01, 3.0) is not None
 
 
+def test_a_spike_that_was_applied_does_not_hide_the_next() -> None:
+    guard = filled()
+    for _ in range(3):  # while the window was filling, say
+        guard.applied(2.0, 60.0)
+    assert guard.spike(2.0, 30.0) is not None
+
+
 def test_nothing_is_a_spike_before_the_window_is_full_or_when_switched_off() -> None:
     assert filled(count=WINDOW_STEPS - 1).spike(1e9, 1e9) is None
     assert filled(None).spike(1e9, 1e9) is None
