@@ -39,6 +39,9 @@ def serve() -> None:
 
 def _child(job: dict[str, Any]) -> None:
     """Be `mule <words>` in the folder of the job; never returns."""
+    # As a terminal starts it, also where this server was started to ignore them (nohup, &).
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.chdir(job["folder"])
     log = os.open("output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
