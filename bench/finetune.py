@@ -30,7 +30,7 @@ from typing import Any
 
 from finetune_job import ALPHA, BETAS, LEARNING_RATE, RANK, TuneJob, begin_tuning, tune_figures
 from train import PEERS, ROOT, THREADS, Way, one_way
-from train_timing import versions
+from train_timing import split, versions
 
 from mule import fsio, machine
 from mule.commands import docs
@@ -71,7 +71,7 @@ def setup() -> None:
         subprocess.run([*pip, *packages], check=True)
 
 
-def run(words: list[str], num_rounds: int = ROUNDS, updates: int = UPDATES) -> None:
+def run(words: list[str], rounds: int = ROUNDS, updates: int = UPDATES) -> None:
     """Measure the workloads, the ways in turn; a finished round is kept at once."""
     known = {**WORKLOADS, **WAYS}
     if unknown := [word for word in words if word not in known]:
@@ -87,11 +87,11 @@ def run(words: list[str], num_rounds: int = ROUNDS, updates: int = UPDATES) -> N
         make_inputs(job, SHARED / CHATS, TOKENIZER_SIZE)
         for workload in [word for word in words if word in WORKLOADS] or WORKLOADS:
             own = workload_job(job, workload)
-            rounds: list[dict[str, Any]] = []
-            for number in range(num_rounds):
-                label = f"{workload} {number + 1}/{num_rounds}"
-                rounds.append(_round(own, ways or ways_of(workload), label))
-                kept[workload] = _described(own, rounds)
+            found: list[dict[str, Any]] = []
+            for number in range(rounds):
+                label = f"{workload} {number + 1}/{rounds}"
+                found.append(_round(own, ways or ways_of(workload), label))
+                kept[workload] = _described(own, found)
                 fsio.write_json(RESULTS, {"bench": "finetune", "workloads": kept})
                 report()
 
@@ -496,7 +496,7 @@ def _against_peers(rows: dict[str, dict[str, Any]]) -> str:
 
 def main(words: list[str]) -> None:
     command, *rest = words or ["run"]
-    names = [word for word in rest if "=" not in word]
+    names, numbers = split(rest) if command in ("run", "smoke") else (rest, {})
     if command == "one":
         print(json.dumps(mule_figures(TuneJob(**json.loads(rest[0])))))
     elif command == "start":
@@ -504,8 +504,7 @@ def main(words: list[str]) -> None:
     elif command == "smoke":
         smoke(names)
     elif command == "run":
-        given = dict(word.split("=") for word in rest if "=" in word)
-        run(names, int(given.get("rounds", ROUNDS)), int(given.get("updates", UPDATES)))
+        run(names, **numbers)
     else:
         {"setup": setup, "report": report}[command]()
 

@@ -17,7 +17,6 @@ import torch
 from data_trl import TEMPLATE
 from finetune_job import (
     ALPHA,
-    BETAS,
     LEARNING_RATE,
     RANK,
     TARGETS,
@@ -30,7 +29,7 @@ from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
 from sft_trl import Counting
 from train_hf import Stopwatch
-from train_timing import arguments, versions
+from train_timing import arguments, trainer_arguments, versions
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
@@ -109,28 +108,21 @@ def _model(job: TuneJob) -> Any:
 
 
 def _config(job: TuneJob, variant: str, folder: str) -> SFTConfig:
+    given = trainer_arguments(job) | {
+        "use_cpu": True,
+        "gradient_checkpointing": variant == "default",
+        "learning_rate": LEARNING_RATE,
+        "weight_decay": 0.0,
+        "max_grad_norm": 0.0,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+    }
     return SFTConfig(
         output_dir=folder,
         max_length=job.row_length,
         assistant_only_loss=True,
-        max_steps=job.warm_up + job.timed,
-        per_device_train_batch_size=job.rows,
         train_sampling_strategy="sequential",
-        bf16=job.precision == "bf16",
-        use_cpu=True,
-        gradient_checkpointing=variant == "default",
-        optim="adamw_torch_fused",
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        adam_beta1=BETAS[0],
-        adam_beta2=BETAS[1],
-        weight_decay=0.0,
-        max_grad_norm=0.0,
-        logging_strategy="steps",
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
+        **given,
     )
 
 

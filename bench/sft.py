@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from train import ROOT, Way, config_of, job_of, one_way
-from train_timing import RunJob, begin, figures, targets_per_second, versions
+from train_timing import RunJob, begin, figures, split, targets_per_second, versions
 
 from mule import fsio, machine
 from mule.commands import docs
@@ -56,18 +56,18 @@ WAYS = {
 }
 
 
-def run(names: list[str], num_rounds: int = ROUNDS, updates: int = UPDATES) -> None:
+def run(names: list[str], rounds: int = ROUNDS, updates: int = UPDATES) -> None:
     """Measure the ways in turn; a finished round is kept at once."""
     if unknown := [name for name in names if name not in WAYS]:
         raise UserError(f"there is no way called `{unknown[0]}`", f"some of {', '.join(WAYS)}")
     precision = "bf16" if machine.has_fast_bf16() else "fp32"
-    rounds: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         job = sft_job("124m", Path(name), precision, updates)
         make_inputs(Path(name), SHARED, TOKENIZER_SIZE)
-        for number in range(num_rounds):
-            rounds.append(_round(job, names or list(WAYS), f"{number + 1}/{num_rounds}"))
-            fsio.write_json(RESULTS, _described(job, rounds))
+        for number in range(rounds):
+            found.append(_round(job, names or list(WAYS), f"{number + 1}/{rounds}"))
+            fsio.write_json(RESULTS, _described(job, found))
             report()
 
 
@@ -230,9 +230,8 @@ def main(words: list[str]) -> None:
     if command == "one":
         print(json.dumps(mule_figures(RunJob(**json.loads(rest[0])))))
     elif command == "run":
-        given = dict(word.split("=") for word in rest if "=" in word)
-        ways = [word for word in rest if "=" not in word]
-        run(ways, int(given.get("rounds", ROUNDS)), int(given.get("updates", UPDATES)))
+        ways, numbers = split(rest)
+        run(ways, **numbers)
     else:
         {"smoke": smoke, "report": report}[command]()
 

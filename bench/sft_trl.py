@@ -15,20 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 from data_trl import TEMPLATE
 from train_hf import Stopwatch, llama
 from train_timing import (
-    BETAS,
-    LEARNING_RATE,
-    MAX_GRAD_NORM,
-    WEIGHT_DECAY,
     RunJob,
     arguments,
     begin,
     figures,
     state_bytes,
     targets_per_second,
+    trainer_arguments,
     versions,
 )
 from transformers import PreTrainedTokenizerFast
@@ -91,29 +87,18 @@ def _trainer(job: RunJob, variant: str, parts: int, folder: str) -> SFTTrainer:
 
 
 def _config(job: RunJob, variant: str, parts: int, folder: str) -> SFTConfig:
+    given = trainer_arguments(job) | {
+        "per_device_train_batch_size": job.rows // parts,
+        "gradient_accumulation_steps": parts,
+        "gradient_checkpointing": variant == "default",
+        "torch_compile": variant == "compiled",
+    }
     return SFTConfig(
         output_dir=folder,
         max_length=job.row_length,
         packing=True,
         assistant_only_loss=True,
-        max_steps=job.warm_up + job.timed,
-        per_device_train_batch_size=job.rows // parts,
-        gradient_accumulation_steps=parts,
-        bf16=job.precision == "bf16",
-        use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=variant == "default",
-        torch_compile=variant == "compiled",
-        optim="adamw_torch_fused",
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        adam_beta1=BETAS[0],
-        adam_beta2=BETAS[1],
-        weight_decay=WEIGHT_DECAY,
-        max_grad_norm=MAX_GRAD_NORM,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
+        **given,
     )
 
 

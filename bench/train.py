@@ -335,7 +335,7 @@ def _note(shape: str, found: dict[str, Any], rows: dict[str, dict[str, float]]) 
 
 
 def main(words: list[str]) -> None:
-    from train_timing import Job
+    from train_timing import Job, split
 
     command, *rest = words or ["run"]
     if command == "one":
@@ -343,9 +343,8 @@ def main(words: list[str]) -> None:
     elif command == "peak":
         print(machine.matmul_peak(PRECISION, "cpu", THREADS, fresh=True))
     elif command == "run":
-        given = dict(word.split("=") for word in rest if "=" in word)
-        shapes = [word for word in rest if "=" not in word]
-        run(shapes, **{name: int(number) for name, number in given.items()})
+        shapes, numbers = split(rest)
+        run(shapes, **numbers)
     else:
         {"setup": setup, "smoke": smoke, "report": report}[command]()
 

@@ -14,15 +14,12 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 from train_timing import (
-    BETAS,
-    LEARNING_RATE,
-    MAX_GRAD_NORM,
-    WEIGHT_DECAY,
     Job,
     arguments,
     begin,
     figures,
     state_bytes,
+    trainer_arguments,
     versions,
 )
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
@@ -91,25 +88,8 @@ def llama(job: Job) -> LlamaForCausalLM:
 
 
 def _arguments(job: Job, variant: str, folder: str) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=folder,
-        max_steps=job.warm_up + job.timed,
-        per_device_train_batch_size=job.rows,
-        bf16=job.precision == "bf16",
-        use_cpu=True,
-        torch_compile=variant == "compiled",
-        optim="adamw_torch_fused",
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        adam_beta1=BETAS[0],
-        adam_beta2=BETAS[1],
-        weight_decay=WEIGHT_DECAY,
-        max_grad_norm=MAX_GRAD_NORM,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-    )
+    compiled = variant == "compiled"
+    return TrainingArguments(output_dir=folder, torch_compile=compiled, **trainer_arguments(job))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,35 @@ def arguments(kind: type[AnyJob]) -> tuple[AnyJob, str]:
     return kind(**json.loads(sys.argv[1])), sys.argv[2]
 
 
+def split(words: list[str]) -> tuple[list[str], dict[str, int]]:
+    """The names among the words of a `run`, and its numbers: rounds=3, updates=4."""
+    given = dict(word.split("=") for word in words if "=" in word)
+    return [word for word in words if "=" not in word], {n: int(v) for n, v in given.items()}
+
+
+def trainer_arguments(job: Job) -> dict[str, Any]:
+    """What every peer that is a Trainer of transformers is told: the job, AdamW fused, no files."""
+    import torch
+
+    return {
+        "max_steps": job.warm_up + job.timed,
+        "per_device_train_batch_size": job.rows,
+        "bf16": job.precision == "bf16",
+        "use_cpu": not torch.cuda.is_available(),
+        "optim": "adamw_torch_fused",
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "adam_beta1": BETAS[0],
+        "adam_beta2": BETAS[1],
+        "weight_decay": WEIGHT_DECAY,
+        "max_grad_norm": MAX_GRAD_NORM,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+
+
 def begin(job: Job) -> int:
     """Set the process up; the bytes it holds after its imports, from which memory is counted.
 

@@ -38,12 +38,12 @@ class Evaluator:
     @staticmethod
     def read(run: Run, done: int) -> dict[str, Any]:
         """What the logs say of the first `done` updates, for `restore`; fits into JSON."""
-        rows = [row for row in run.metrics() if row["step"] <= done and "val_loss" in row]
-        last = rows[-1] if rows else {}
+        rows = [row for row in run.metrics() if row["step"] <= done]
+        last = next((row for row in reversed(rows) if "val_loss" in row), {})
         warned = any(event["step"] <= done for event in run.standing_events(_OVERFITTING))
         return {
             "losses": {key: value for key, value in last.items() if key.startswith("val_")},
-            "history": Evaluations.read(run, done),
+            "history": Evaluations.read(rows),
             "has_warned": warned,
         }
 

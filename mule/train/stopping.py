@@ -7,12 +7,12 @@ from sums over all processes, so that all of them decide alike.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mule.config.schema import Recipe
 from mule.errors import ConfigError
-from mule.run import Run
 
 _WORSE_IN_A_ROW = 2  # evaluations above the best before it is called overfitting,
 _LEAST_RISE = 0.005  # and by this share of it: less is chance
@@ -37,12 +37,10 @@ class Evaluations:
     num_losses: int = 0
 
     @staticmethod
-    def read(run: Run, done: int) -> dict[str, Any]:
-        """What the logs say of the first `done` updates, for `restore`; fits into JSON."""
+    def read(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """What rows of metrics say, for `restore`; fits into JSON."""
         found = Evaluations(None)
-        for row in run.metrics():
-            if row["step"] > done:
-                break
+        for row in rows:
             found.trained(row["loss"])
             if "val_loss" in row:
                 loss = row["val_loss"]
