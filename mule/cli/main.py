@@ -11,8 +11,10 @@ import typer
 import mule
 from mule.cli.convert_verb import convert
 from mule.cli.data_verbs import data_app
-from mule.cli.perform import DEBUG, PLAIN, Json, Result, perform, tabled
+from mule.cli.export_verbs import export, verify
+from mule.cli.perform import DEBUG, PLAIN, Base, Json, Result, perform, tabled
 from mule.cli.recipe_verbs import recipe_app
+from mule.cli.talk_verbs import chat
 from mule.cli.train_verb import train
 
 _HELP = "Carry a small language model through its whole life, and prove every step."
@@ -23,7 +25,6 @@ app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 app.add_typer(recipe_app, name="recipe")
 
-Base = Annotated[str | None, typer.Option(help="Where an adapter's base model is now.")]
 Root = Annotated[Path, typer.Option("--root", help="The folder of the runs.")]
 
 
@@ -180,43 +181,8 @@ def merge(
 app.command()(convert)
 
 
-@app.command()
-def export(
-    source: Annotated[str, typer.Argument(help="A run, a model folder or a hub id.")],
-    types: Annotated[
-        str | None, typer.Option("--types", help="GGUF types, such as f16,q8_0,q4_k_m.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
-    base: Base = None,
-    as_json: Json = False,
-) -> None:
-    """Write GGUF files for llama.cpp, Ollama and Docker Model Runner."""
-    chosen = [word.strip().lower() for word in types.split(",")] if types else None
-
-    def work() -> Result:
-        from mule.commands import export as command
-
-        return command.run(source, types=chosen, out=out, base=base)
-
-    perform(work, as_json=as_json, show=tabled("show_export"))
-
-
-@app.command()
-def verify(
-    gguf: Annotated[Path, typer.Argument(help="A GGUF file, or a folder of them.")],
-    against: Annotated[str | None, typer.Option(help="The run or folder it was made from.")] = None,
-    texts: Annotated[list[Path] | None, typer.Option("--text", help="Texts to compare on.")] = None,
-    base: Base = None,
-    as_json: Json = False,
-) -> None:
-    """Run a GGUF file in llama.cpp and compare it with the model it came from."""
-
-    def work() -> Result:
-        from mule.commands import verify as command
-
-        return command.run(gguf, against=against, texts=texts, base=base)
-
-    perform(work, as_json=as_json, show=tabled("show_verify"))
+app.command()(export)
+app.command()(verify)
 
 
 @app.command("eval")
@@ -239,44 +205,7 @@ def evaluate(
     perform(work, as_json=as_json)
 
 
-@app.command()
-def chat(
-    source: Annotated[str, typer.Argument(help="A run, a model folder, a hub id or a GGUF file.")],
-    *,
-    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="One question, then leave.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(min=0, help="0 is greedy; 0.7 if not given.")
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(min=0, help="Of so many best tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Of the best that make up this share.")
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Of those this likely beside the best; 0.05 if not given."),
-    ] = None,
-    repeat_penalty: Annotated[
-        float | None, typer.Option(min=0, help="Above 1, repeating becomes less likely.")
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
-    mlx: Annotated[
-        bool, typer.Option("--mlx", help="Compute with Apple's mlx-lm (extra mlx).")
-    ] = False,
-    base: Base = None,
-    as_json: Json = False,
-) -> None:
-    """Talk to a model."""
-    given = {name: value for name, value in locals().items() if value is not None}
-    given = {name: given[name] for name in given if name not in ("source", "prompt", "as_json")}
-
-    def work() -> Result:
-        from mule.cli import talk
-
-        return talk.run(source, prompt, given, as_json=as_json)
-
-    perform(work, as_json=as_json, show=lambda _console, _result: None)
+app.command()(chat)
 
 
 @app.command()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DEBUG = "--debug"
 Result = dict[str, Any]
+Base = Annotated[str | None, typer.Option(help="Where an adapter's base model is now.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}  # of a typer.Typer
 
