@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from mule.errors import ModelError
@@ -126,8 +126,3 @@ def named_size(name: str) -> NamedSize:
             f"no size is called {name!r}", f"choose model.size among {', '.join(SIZES)}"
         )
     return SIZES[name]
-
-
-def with_vocab(config: ModelConfig, vocab_size: int) -> ModelConfig:
-    """`config` with another number of embedding rows."""
-    return replace(config, vocab_size=vocab_size)

@@ -64,7 +64,9 @@ def memory_bytes(entry: Entry, precision: str) -> int:
     row = recipe.data.max_seq_length * memory.activation_bytes_per_token(
         entry.config, recipe.train, "full", adapter=recipe.adapter
     )
-    return round(state + memory.loss_bytes(entry.config, precision) + row)
+    head_trained = recipe.adapter.kind == "none"
+    loss = memory.loss_bytes(entry.config, precision, head_trained=head_trained)
+    return round(state + loss + row)
 
 
 def train_flops(entry: Entry) -> float:

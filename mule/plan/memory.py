@@ -87,10 +87,11 @@ def quantized_bytes(elements: int, *, double_quant: bool) -> int:
     return -(-elements // 2) + (blocks + of_scales if double_quant else 4 * blocks)
 
 
-def loss_bytes(config: ModelConfig, precision: str) -> int:
-    """Bytes of the loss whatever the batch: a chunk's logits, and the gradient of the head."""
+def loss_bytes(config: ModelConfig, precision: str, *, head_trained: bool = True) -> int:
+    """Bytes of the loss whatever the batch: a chunk's logits, and the gradient of a trained head."""
     chunk = _LOSS_CHUNK_TOKENS * config.vocab_size * _LOSS_LOGIT_BYTES
-    return chunk + config.vocab_size * config.hidden_size * width(precision)
+    gradient = config.vocab_size * config.hidden_size * width(precision)
+    return chunk + (gradient if head_trained else 0)
 
 
 def activation_bytes_per_token(
@@ -148,7 +149,9 @@ def free_for_activations(
     """
     accumulates = recipe.train.step_rows != 1
     state = sum(state_bytes(config, recipe, accumulates=accumulates).values()) / num_shards
-    left = available_bytes - state - loss_bytes(config, str(recipe.train.precision))
+    head_trained = recipe.adapter.kind == "none"
+    loss = loss_bytes(config, str(recipe.train.precision), head_trained=head_trained)
+    left = available_bytes - state - loss
     return max(0.0, _USABLE_SHARE * left)
 
 
