@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ from mule.errors import UserError
 
 if TYPE_CHECKING:
     from mule.adapters.source import Source
-    from mule.data.loader import Labelled
     from mule.data.shards import Shards
     from mule.evaluate.loss import HeldOutLoss
     from mule.tokenizer import Tokenizer
@@ -35,7 +33,7 @@ def run(
     from mule.data.loader import ValidSet
     from mule.data.prepare import RowSettings, prepare
     from mule.data.sources.options import ReadOptions
-    from mule.evaluate.loss import held_out_loss
+    from mule.evaluate.loss import counted, held_out_loss
 
     found = find_source(source, base=base)
     model, tokenizer = load_source(found)
@@ -49,7 +47,7 @@ def run(
         rows = min(max_rows or shards.num_rows, shards.num_rows)
         valid = ValidSet(shards, 4, rows)
         with progress.task("Evaluating", total=rows, unit="rows") as bar:
-            found_loss = held_out_loss(model, _counted(valid, bar), len(valid.labels))
+            found_loss = held_out_loss(model, counted(valid, bar), len(valid.labels))
         num_bytes = sum(
             len(tokenizer.decode(batch.targets[batch.targets >= 0].tolist()).encode())
             for batch, _ in valid
@@ -77,12 +75,6 @@ def _table(what: str, parts: dict[str, HeldOutLoss]) -> list[dict[str, Any]]:
         }
         for name, part in parts.items()
     ]
-
-
-def _counted(batches: Iterable[Labelled], bar: progress.Task) -> Iterator[Labelled]:
-    for labelled in batches:
-        yield labelled
-        bar.advance(len(labelled.labels))
 
 
 def _run_rows(source: Source, tokenizer: Tokenizer) -> Shards:

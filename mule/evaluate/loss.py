@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from mule import progress
 from mule.batch import IGNORE
 from mule.data.labels import Label
 from mule.data.loader import Labelled
@@ -64,6 +65,13 @@ class HeldOutLoss:
                 before = sums.get(name, HeldOutLoss([], []))
                 sums[name] = HeldOutLoss([*before.nll, nll], [*before.counts, count])
         return dict(sorted(sums.items())) if len(sums) > 1 else {}
+
+
+def counted(batches: Iterable[Labelled], bar: progress.Task) -> Iterator[Labelled]:
+    """The batches, each moving the bar by its rows once it is done with."""
+    for labelled in batches:
+        yield labelled
+        bar.advance(len(labelled.labels))
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 
 from mule import progress
 from mule.data.loader import ValidSet
-from mule.evaluate.loss import HeldOutLoss, held_out_loss
+from mule.evaluate.loss import HeldOutLoss, counted, held_out_loss
 from mule.generate.engine import greedy_answers
 from mule.run import Run
 from mule.train.ema import averaged_weights
@@ -99,8 +99,10 @@ class Evaluator:
     def _held_out_loss(self, valid: ValidSet) -> HeldOutLoss:
         """Over the whole set, each process having summed its share of the rows."""
         size, together = valid.micro_batch_rows, self._parts.is_sharded
-        batches = valid.batches(self._group.cuts(valid.num_rows, size, together=together))
-        found = held_out_loss(self._parts.model, batches, len(valid.labels))
+        cuts = list(self._group.cuts(valid.num_rows, size, together=together))
+        with progress.task("Evaluating", total=size * len(cuts), unit="rows") as bar:
+            batches = counted(valid.batches(cuts), bar)
+            found = held_out_loss(self._parts.model, batches, len(valid.labels))
         if self._group.is_alone:
             return found
         sums = [found.nll, found.counts]

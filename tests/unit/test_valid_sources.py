@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mule import fsio
+from mule import fsio, progress
 from mule.batch import IGNORE
 from mule.commands import plot, runs
 from mule.data import encode, produce
@@ -30,7 +30,7 @@ from mule.data.shards import Shards, open_shards
 from mule.data.sources import read
 from mule.data.sources.items import Conversation, Document
 from mule.data.sources.options import ReadOptions
-from mule.evaluate.loss import HeldOutLoss, held_out_loss
+from mule.evaluate.loss import HeldOutLoss, counted, held_out_loss
 from mule.run import Run
 from mule.tokenizer import Tokenizer
 from tests.tiny import TINY, tiny_model
@@ -443,6 +443,18 @@ def test_with_one_label_the_loss_is_that_of_the_batches_bit_for_bit(tmp_path: Pa
     found = held_out_loss(model, valid, 1)
     assert found.loss == float(total) / found.num_targets
     assert found.by_source(one) == found.by_category(one) == {}
+
+
+def test_a_bar_moves_while_rows_are_read(shards: Shards) -> None:
+    valid, rows = ValidSet(shards, 3), list[float]()
+
+    class Rows(progress.Silence):
+        def advance(self, key: int, amount: float, fields: dict[str, Any]) -> None:
+            rows.append(amount)
+
+    with progress.using(Rows()), progress.task("Evaluating") as bar:
+        held_out_loss(tiny_model(CONFIG), counted(valid, bar), len(valid.labels))
+    assert rows == [3.0] * -(-valid.num_rows // 3)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
