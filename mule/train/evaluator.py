@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mule import progress
-from mule.data.loader import ValidSet
+from mule.data.loader import Labelled, ValidSet
+from mule.errors import ModelError
 from mule.evaluate.loss import HeldOutLoss, counted, held_out_loss
 from mule.generate.engine import greedy_answers
 from mule.run import Run
 from mule.train.ema import averaged_weights
+from mule.train.signals import StopRequest
 from mule.train.stopping import Evaluations
 
 if TYPE_CHECKING:
@@ -52,18 +55,34 @@ class Evaluator:
         self.losses, self._has_warned = past["losses"], past["has_warned"]
         self.history.restore(past["history"])
 
-    def evaluate(self, done: int) -> None:
-        """Validation loss on the fixed set, and answers to the user's prompts."""
+    def evaluate(self, done: int, stop: StopRequest) -> bool:
+        """Validation loss on the fixed set, and answers to the user's prompts.
+
+        False when a wish to stop ended it: nothing is kept of it then, and `owes` it. Among several
+        processes an evaluation is finished, since they agree on stopping in an update.
+        """
         parts = self._parts
         if parts.valid is not None:
-            found = self._held_out_loss(parts.valid)
-            self.losses = found.figures(parts.valid.labels)
-            if parts.optimizer.ema_weights():
-                with averaged_weights(parts.model, parts.optimizer):
-                    self.losses["val_loss_ema"] = self._held_out_loss(parts.valid).loss
+            try:
+                found = self._held_out_loss(parts.valid, stop)
+                losses = found.figures(parts.valid.labels)
+                if parts.optimizer.ema_weights():
+                    with averaged_weights(parts.model, parts.optimizer):
+                        losses["val_loss_ema"] = self._held_out_loss(parts.valid, stop).loss
+            except _Stopped:
+                self.losses = {}  # the row of this update has none yet
+                return False
+            self.losses = losses
             self.history.evaluated(done, found.loss)
             self._warn_of_overfitting(done)
         self.answer(done)
+        return True
+
+    def owes(self, done: int) -> bool:
+        """Whether the evaluation after update `done` was begun, and stopped before its end."""
+        due = done % int(self._parts.recipe.evaluate.every_steps) == 0
+        due = due or done == self._parts.resolved.num_steps
+        return due and self._parts.valid is not None and self.val_loss_of(done) is None
 
     def answer(self, done: int) -> None:
         """Log and show what the model answers after `done` updates; after none, the base does."""
@@ -96,12 +115,12 @@ class Evaluator:
             "warning",
         )
 
-    def _held_out_loss(self, valid: ValidSet) -> HeldOutLoss:
+    def _held_out_loss(self, valid: ValidSet, stop: StopRequest) -> HeldOutLoss:
         """Over the whole set, each process having summed its share of the rows."""
         size, together = valid.micro_batch_rows, self._parts.is_sharded
         cuts = list(self._group.cuts(valid.num_rows, size, together=together))
         with progress.task("Evaluating", total=size * len(cuts), unit="rows") as bar:
-            batches = counted(valid.batches(cuts), bar)
+            batches = counted(_until(valid.batches(cuts), stop, self._group.is_alone), bar)
             found = held_out_loss(self._parts.model, batches, len(valid.labels))
         if self._group.is_alone:
             return found
@@ -121,15 +140,30 @@ class Evaluator:
             for text in prompts
         ]
         room = parts.config.max_position_embeddings - max(len(i) for i in ids)
-        answers = greedy_answers(
-            parts.model.eval(),
-            ids,
-            max_tokens=min(_SAMPLE_TOKENS, room),
-            stop_ids=tokenizer.stop_ids,
-            vocab_size=tokenizer.vocab_size,
-        )
-        parts.model.train()
+        try:
+            answers = greedy_answers(
+                parts.model.eval(),
+                ids,
+                max_tokens=min(_SAMPLE_TOKENS, room),
+                stop_ids=tokenizer.stop_ids,
+                vocab_size=tokenizer.vocab_size,
+            )
+        except ModelError as error:  # shown in the samples; no reason to lose a run
+            return [f"({error.message})"] * len(prompts)
+        finally:
+            parts.model.train()
         return [tokenizer.decode(answer, skip_special=True) for answer in answers]
+
+
+class _Stopped(Exception):
+    """An evaluation ended before its time."""
+
+
+def _until(batches: Iterator[Labelled], stop: StopRequest, alone: bool) -> Iterator[Labelled]:
+    for labelled in batches:
+        if alone and stop.signum:
+            raise _Stopped
+        yield labelled
 
 
 def in_short(answer: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ def fit(run: Run, parts: Parts) -> dict[str, Any]:
     """
     trainer = _Trainer(run, parts)
     start = trainer.resume()
+    trainer.evaluate_again(start)
     num_steps = start if trainer.ended_early(start) else parts.resolved.num_steps
     stopping = stop_on_signal(alone=parts.group.is_alone)
     memory = explained(parts.recipe, lambda: trainer.rows_at_once)
@@ -55,7 +56,8 @@ def fit(run: Run, parts: Parts) -> dict[str, Any]:
             last = done == num_steps
             # After a refused update there is nothing new to look at, or to save.
             if last or (result and done % int(parts.recipe.evaluate.every_steps) == 0):
-                trainer.evaluator.evaluate(done)
+                if not trainer.evaluator.evaluate(done, stop):
+                    trainer.leave_in_evaluation(done, result, bar, stop)
                 last = last or trainer.evaluator.history.why_stop() is not None
             trainer.log(done, result, bar)
             due = result and trainer.is_to_be_saved(done)
@@ -107,6 +109,24 @@ class _Trainer:
         self.keeper.point_to_best(step, self.evaluator.val_loss_of(step))
         progress.note(f"resuming after update {step}")
         return step
+
+    def evaluate_again(self, done: int) -> None:
+        """Make up for an evaluation that a stop ended, as a run that was never stopped has it."""
+        rows = [row for row in self.run.metrics() if row["step"] == done]
+        if not rows or not self.evaluator.owes(done):
+            return
+        self.evaluator.evaluate(done, StopRequest())
+        row = {key: rows[0][key] for key in rows[0] if key not in ("at", "attempt")}
+        self.run.log_metrics(row | self.evaluator.losses)
+        self.keeper.point_to_best(done, self.evaluator.val_loss_of(done))
+
+    def leave_in_evaluation(
+        self, done: int, result: StepResult | None, bar: progress.Task, stop: StopRequest
+    ) -> NoReturn:
+        """Save and leave; the resumed run begins with the evaluation."""
+        self.log(done, result, bar)
+        self.save_before_leaving(done)
+        _leave(self.run, stop, done, self.parts.resolved.num_steps)
 
     def update(self, step: int, stop: StopRequest) -> StepResult | None:
         """One update; None when it was refused: loss or gradient not finite, or a spike."""
@@ -343,7 +363,7 @@ def _progress(parts: Parts, start: int) -> Iterator[progress.Task]:
         yield bar
 
 
-def _leave(run: Run, stop: StopRequest, done: int, num_steps: int) -> None:
+def _leave(run: Run, stop: StopRequest, done: int, num_steps: int) -> NoReturn:
     assert stop.signum is not None
     run.log_event("interrupted", step=done, signal=stop.signum)
     latest = run.latest()

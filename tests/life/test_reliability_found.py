@@ -12,6 +12,7 @@ import pytest
 
 from mule import fsio
 from mule.errors import StorageError
+from mule.run import Run
 from tests.life.harness import (
     RUN,
     SHORT,
@@ -84,3 +85,20 @@ def test_the_disk_fills_up_in_a_tensor_of_an_export(lab: Lab) -> None:
     if os.geteuid():
         pytest.skip("only root can mount a small disk")
     _full_disk(lab, "export", 8192)
+
+
+@pytest.mark.parametrize("nth", [1, 2], ids=["in between", "the last"])
+def test_a_stop_ends_an_evaluation_and_the_resumed_run_makes_up_for_it(lab: Lab, nth: int) -> None:
+    call = "mule.train.evaluator.held_out_loss"
+    with lab.folder() as folder:
+        fault = {"call": call, "nth": nth, "act": int(signal.SIGTERM)}
+        assert lab.server.run(folder, *TRAIN, *SHORT, fault=fault) == 143, said(folder)
+        [stopped] = Run.open(folder / RUN).standing_events("interrupted")
+        row = next(r for r in Run.open(folder / RUN).metrics() if r["step"] == stopped["step"])
+        assert "loss" in row and "val_loss" not in row
+        lab.check_goes_on(folder, *SHORT)
+        rows = {row["step"]: row for row in Run.open(folder / RUN).metrics()}
+        expected = {
+            row["step"]: row for row in Run.open(lab.reference(*SHORT)["folder"] / RUN).metrics()
+        }
+        assert rows[stopped["step"]]["val_loss"] == expected[stopped["step"]]["val_loss"]
