@@ -44,6 +44,18 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_private(path: Path | str, text: str) -> None:
+    """A new file that its user alone can read. Raises UserError when something is there already."""
+    path = Path(path)
+    with explain_storage(path):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        descriptor = os.open(path, flags, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
 def read_json(path: Path | str) -> Any:
     """The JSON value in `path`; StorageError when it is missing or broken."""
     try:

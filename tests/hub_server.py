@@ -1,7 +1,8 @@
-"""A small hub on this machine, for the real library: commits, large files, ranges and failures."""
+"""A small hub on this machine, for the real library: reading, uploading, large files, failures."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -22,6 +23,9 @@ _API = re.compile(
 _FILE = re.compile(
     r"/(?P<kind>datasets/)?(?P<name>[\w.-]+/[\w.-]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)"
 )
+_UPLOAD = re.compile(
+    r"(?:/api/models)?/(?P<name>[\w.-]+/[\w-][\w.-]*?)(?:\.git/info/lfs/objects/batch|/(?P<what>preupload/main|commit/main))"
+)
 
 
 def commit_of(files: Files) -> str:
@@ -41,6 +45,7 @@ class Repository:
     card: dict[str, Any] = field(default_factory=dict)
     gate: tuple[int, dict[str, str]] | None = None
     opens_with: str | None = None  # the token that passes the gate
+    private: bool = False
 
     def push(self, files: Files, branch: str = "main") -> str:
         commit = commit_of(files)
@@ -75,6 +80,99 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    # ------------------------------------------------------------ uploading
+
+    def do_POST(self) -> None:
+        path, token = self._asked()
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if (refused := self._refused(path, token)) is not None:
+            return self._answer(*refused)
+        if path == "/api/repos/create":
+            return self._create(json.loads(body))
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if match := _UPLOAD.fullmatch(path):
+            repo = self.hub.repos.get(("model", match["name"]))
+            if repo is None:
+                return self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+            if match["what"] == "preupload/main":
+                return self._preupload(repo, json.loads(body))
+            if match["what"] == "commit/main":
+                return self._commit(match["name"], repo, body)
+            return self._batch(json.loads(body))
+        return self._answer(404, b"{}")
+
+    def do_PUT(self) -> None:
+        """A large file, to where the answer to a batch said."""
+        sha256 = self._asked()[0].rpartition("/")[2]
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        good = hashlib.sha256(body).hexdigest() == sha256
+        if good:
+            self.hub.large[sha256] = body
+        return self._answer(200 if good else 400, b"")
+
+    def _asked(self) -> tuple[str, str]:
+        path = self.path.partition("?")[0]
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        self.hub.asked.append((self.command, path, self.headers.get("Range") or "", token))
+        return path, token
+
+    def _refused(self, path: str, token: str) -> tuple[int, bytes, dict[str, str]] | None:
+        for part, (status, headers) in self.hub.failing.items():
+            if part in path:
+                return status, b"{}", headers
+        return None if token in self.hub.writers else (403, b"{}", {})
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        if ("model", name) in self.hub.repos:
+            return self._answer(409, b"{}")
+        repo = self.hub.repo(name)
+        repo.private = asked.get("visibility") == "private"
+        repo.push({".gitattributes": b"*.gguf filter=lfs\n"})
+        return self._json({"url": f"{self.hub.address}/{name}", "id": name})
+
+    def _preupload(self, repo: Repository, asked: dict[str, Any]) -> None:
+        there = repo.commits[repo.branches["main"]]
+        files = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if _is_large(file["path"]) else "regular",
+                "shouldIgnore": False,
+                "oid": _oid(there[file["path"]]) if file["path"] in there else None,
+            }
+            for file in asked["files"]
+        ]
+        return self._json({"files": files})
+
+    def _batch(self, asked: dict[str, Any]) -> None:
+        objects: list[dict[str, Any]] = []
+        for wanted in asked["objects"]:
+            way = {"upload": {"href": f"{self.hub.address}/lfs/{wanted['oid']}"}}
+            known = wanted["oid"] in self.hub.large
+            objects.append({**wanted, **({} if known else {"actions": way})})
+        return self._json({"transfer": "basic", "objects": objects})
+
+    def _commit(self, name: str, repo: Repository, body: bytes) -> None:
+        lines = [json.loads(line) for line in body.splitlines()]
+        header, changes = lines[0]["value"], lines[1:]
+        if header.get("parentCommit") not in (None, repo.branches["main"]):
+            return self._answer(412, b"{}")
+        files = dict(repo.commits[repo.branches["main"]])
+        for change in changes:
+            value = change["value"]
+            large = change["key"] == "lfsFile"
+            content = self.hub.large[value["oid"]] if large else base64.b64decode(value["content"])
+            files[value["path"]] = content
+        commit = repo.push(files)
+        url = f"{self.hub.address}/{name}/commit/{commit}"
+        return self._json({"success": True, "commitOid": commit, "commitUrl": url})
+
+    def _json(self, value: dict[str, Any]) -> None:
+        self._answer(200, json.dumps(value).encode())
+
+    # ------------------------------------------------------------ answering
+
     def _api(self, match: re.Match[str]) -> None:
         repo = self.hub.repos.get((match["kind"], match["name"]))
         if repo is None:
@@ -94,6 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
             for name, body in files.items()
         ]
         info = {"id": match["name"], "sha": commit, "siblings": siblings, "cardData": repo.card}
+        info["private"] = repo.private
         return self._answer(200, json.dumps(info).encode())
 
     def _file(self, match: re.Match[str], token: str) -> None:
@@ -159,7 +258,8 @@ def _is_large(name: str) -> bool:
 
 
 def _oid(body: bytes) -> str:
-    return hashlib.sha1(body).hexdigest()
+    """The name that git gives to a file of this content."""
+    return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
 
 
 class HubServer:
@@ -175,6 +275,7 @@ class HubServer:
         self.large: dict[str, bytes] = {}
         self.asked: list[tuple[str, str, str, str]] = []
         self.failing: dict[str, tuple[int, dict[str, str]]] = {}
+        self.writers: set[str] = set()  # the tokens that may upload
         self.claimed_bytes = 0  # told as the size of every file, where not 0
         self.stop_after = 0
         self.stopped, self.go_on = threading.Event(), threading.Event()

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mule import fsio
 from mule.config.adapter import LoraSection
 from mule.errors import ModelError
 from mule.hub.repo import address_of
+from mule.models.tensor_file import open_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # how PEFT names the wrapped model in a saved adapter
@@ -134,12 +134,7 @@ def open_weights(folder: Path | str) -> Any:
             f"{folder}: {WEIGHTS} is missing{what}",
             "save the adapter from PEFT again: save_pretrained(FOLDER, safe_serialization=True)",
         )
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{file}: not a readable safetensors file ({error})", "save or download it again"
-        ) from None
+    return open_tensors(file, "save or download it again")
 
 
 def save_lora(

@@ -16,6 +16,7 @@ _LIVE: dict[str, Callable[[Any], str]] = {
     "grad_norm": lambda v: f"norm {v:.2f}",
     "tokens_per_second": lambda v: f"{short(v)} tok/s",
     "steps_per_second": lambda v: f"{v:.2f} step/s",
+    "weights_per_second": lambda v: f"{short(v)} weights/s",
     "share_of_peak": lambda v: f"{v:.0%} of peak",
     "memory_bytes": lambda v: in_bytes(v),
     "gflops": lambda v: f"{v:,.0f} GFLOP/s",

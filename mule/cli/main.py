@@ -11,10 +11,11 @@ import typer
 import mule
 from mule.cli.convert_verb import convert
 from mule.cli.data_verbs import data_app
-from mule.cli.export_verbs import export, verify
+from mule.cli.export_verbs import export, push, verify
+from mule.cli.imatrix_option import ExportCommand
 from mule.cli.perform import DEBUG, PLAIN, Base, Json, Result, perform, tabled
 from mule.cli.recipe_verbs import recipe_app
-from mule.cli.talk_verbs import chat
+from mule.cli.talk_verbs import chat, serve
 from mule.cli.train_verb import train
 
 _HELP = "Carry a small language model through its whole life, and prove every step."
@@ -181,8 +182,9 @@ def merge(
 app.command()(convert)
 
 
-app.command()(export)
+app.command(cls=ExportCommand)(export)
 app.command()(verify)
+app.command()(push)
 
 
 @app.command("eval")
@@ -206,6 +208,7 @@ def evaluate(
 
 
 app.command()(chat)
+app.command()(serve)
 
 
 @app.command()

@@ -57,14 +57,27 @@ def show_export(console: Console, result: dict[str, Any]) -> None:
             file["pre_tokenizer"],
             f"{file['seconds']:.1f}",
         ]
-        for file in result["files"]
+        for file in _with_master(result)
     ]
     render.print_table(console, f"Written to {result['folder']}", columns, rows)
     for file in result["files"]:
         for line in file["notes"]:
             render.print_line(console, f"{file['file']}: {line}")
-    for line in [*result["ollama"], *result["docker"]]:
+    for line in result.get("notes", ()):
+        render.print_line(console, line)
+    if matrix := result.get("imatrix"):
+        render.print_line(
+            console, f"{matrix['file']}: importance of columns on {matrix['dataset']}"
+        )
+    for line in [*result.get("ollama", ()), *result.get("docker", ())]:
         render.print_line(console, f"  {line}")
+
+
+def _with_master(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The files, and the kept master they were made from."""
+    files: list[dict[str, Any]] = result["files"]
+    master: dict[str, Any] | None = result.get("master")
+    return files if master is None or master in files else [master, *files]
 
 
 def show_merge(console: Console, result: dict[str, Any]) -> None:
@@ -94,31 +107,61 @@ def show_merge(console: Console, result: dict[str, Any]) -> None:
 
 
 def show_verify(console: Console, result: dict[str, Any]) -> None:
-    """A row for each file, then what is beyond its limit."""
+    """A row for each file, then its verdict, and every check where one failed."""
     columns = [
-        *("file", "size", "same ids", "KL mean", "KL p99", "top-1"),
-        *("ppl model", "ppl file", "same answers", "stops", "verdict"),
+        *("file", "size", "bits", "weights", "same ids", "KL mean", "KL p99", "top-1"),
+        *("perplexity", "same answers", "stops", "tokens/s", ""),
     ]
     rows = [
         [
             file["file"].rsplit("/", 1)[-1],
             in_bytes(file["size_bytes"]),
+            f"{file['bits_per_weight']:.2f}",
+            _proven(file, "weights"),
             _word(file["tokens_equal"]),
             _small(file["kl_mean"]),
             _small(file["kl_p99"]),
             _share(file["top1"], digits=2),
-            _figure(file["ppl_reference"]),
-            _figure(file["ppl"]),
+            _perplexity(file),
             f"{file['num_greedy_equal']}/{file['num_prompts']}",
             _word(file["stops"]),
+            _speed(file),
             "ok" if file["ok"] else "FAILED",
         ]
         for file in result["files"]
     ]
-    render.print_table(console, f"In llama.cpp, beside {result['against']}", columns, rows)
+    by = " and ".join(sorted({file["runtime"] for file in result["files"]}))
+    render.print_table(console, f"In {by}, beside {result['against']}", columns, rows)
     for file in result["files"]:
-        for line in [*file["failures"], *file["notes"]]:
-            render.print_line(console, f"{file['file']}: {line}")
+        render.print_line(console, f"\n{file['file']}\n  {file['verdict']}")
+        told = file["checks"] if not file["ok"] else []
+        unchecked = [check for check in file["checks"] if check["ok"] is None]
+        for check in told or unchecked:
+            mark = {True: "ok", False: "FAILED", None: "not checked"}[check["ok"]]
+            render.print_line(console, f"  {check['name']:<14}{mark:<13}{check['detail']}")
+        shown = [file["verdict"], *(check["detail"] for check in told)]
+        more = [f for f in file["failures"] if not any(f.endswith(text) for text in shown)]
+        for line in [*more, *file["notes"]]:
+            render.print_line(console, f"  {line}")
+
+
+def _proven(file: dict[str, Any], name: str) -> str:
+    found = [check["ok"] for check in file["checks"] if check["name"] == name]
+    return _word(found[0]) if found else "-"
+
+
+def _perplexity(file: dict[str, Any]) -> str:
+    if file["ppl"] is None:
+        return "-"
+    return f"{file['ppl']:.3f} ({file['ppl_change']:+.2%})"
+
+
+def _speed(file: dict[str, Any]) -> str:
+    """Of the file and, behind it, of the model."""
+    if file["tokens_per_second"] is None:
+        return "-"
+    own = file["reference_tokens_per_second"]
+    return short(file["tokens_per_second"]) + (f" ({short(own)})" if own else "")
 
 
 def _share(value: float | None, digits: int = 0) -> str:
@@ -129,12 +172,8 @@ def _small(value: float | None) -> str:
     return "-" if value is None else f"{value:.1e}"
 
 
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
 def _word(value: bool | None) -> str:
-    return "yes" if value else "NO"
+    return {True: "yes", False: "NO", None: "-"}[value]
 
 
 def show_to_gguf(console: Console, result: dict[str, Any]) -> None:
@@ -151,6 +190,8 @@ def show_to_gguf(console: Console, result: dict[str, Any]) -> None:
             render.print_line(console, f"  base   {_indented(answer['base'])}")
         render.print_line(console, f"  tuned  {_indented(answer['tuned'])}")
     render.print_line(console, "")
+    for line in result.get("notes", ()):
+        render.print_line(console, line)
     for line in [*result["ollama"], *result["docker"]]:
         render.print_line(console, f"  {line}")
 

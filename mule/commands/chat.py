@@ -1,187 +1,144 @@
-"""`mule chat`: talk to a run, a folder, an adapter or a GGUF file."""
+"""`mule chat`: talk to a run, a folder, an adapter or a GGUF file, or to several side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mule.errors import UserError
 
 if TYPE_CHECKING:
     from mule.adapters.source import Source
+    from mule.generate.conversation import Conversation, Talker
     from mule.generate.sampler import Sampling
-
-Message = dict[str, str]
-
-
-class Engine(Protocol):
-    """A model that continues token ids, in torch or in llama.cpp."""
-
-    context_tokens: int
-    chat: bool  # False: a pretrained model, which continues text instead of answering
-
-    def encode(self, messages: list[Message]) -> list[int]: ...
-    def stream(self, ids: list[int], max_tokens: int, sampling: Sampling) -> Iterator[str]: ...
-    def close(self) -> None: ...
-
-
-@dataclass
-class Chat:
-    """A conversation: what was said, and the settings of the next reply."""
-
-    engine: Engine
-    sampling: Sampling
-    max_tokens: int = 256
-    system: str | None = None
-    history: list[Message] = field(default_factory=list)
-
-    def reply(self, text: str) -> Iterator[str]:
-        """Stream the reply to `text`; both are kept once the reply is complete."""
-        question: Message = {"role": "user", "content": text}
-        system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        ids = self.engine.encode([*system, *self.history, question])
-        room = self.engine.context_tokens - len(ids)
-        if room < 1:
-            raise UserError(
-                f"the conversation has {len(ids)} tokens; the context holds "
-                f"{self.engine.context_tokens}",
-                "start afresh with /reset, or say it in fewer words",
-            )
-        pieces = []
-        for piece in self.engine.stream(ids, min(self.max_tokens, room), self.sampling):
-            pieces.append(piece)
-            yield piece
-        if self.engine.chat:
-            self.history += [question, {"role": "assistant", "content": "".join(pieces)}]
-
-    def retry(self) -> Iterator[str]:
-        """Answer the last question again, with other random numbers."""
-        if not self.history:
-            raise UserError("there is nothing to retry", "ask something first")
-        import dataclasses
-
-        question = self.history[-2]["content"]
-        del self.history[-2:]
-        self.sampling = dataclasses.replace(self.sampling, seed=self.sampling.seed + 1)
-        yield from self.reply(question)
-
-    def reset(self) -> None:
-        """Forget the conversation; the system prompt stays."""
-        self.history.clear()
 
 
 def open_chat(
-    source: str, *, sampling: Sampling, base: str | None = None, mlx: bool = False, **settings: Any
-) -> Chat:
-    """Load what `source` names; `settings` are Chat's max_tokens and system."""
+    sources: Sequence[str],
+    *,
+    sampling: Sampling,
+    base: str | None = None,
+    mlx: bool = False,
+    context: int | None = None,
+    **settings: Any,
+) -> Conversation:
+    """Load what each of `sources` names; `settings` are Conversation's max_tokens and system."""
+    from contextlib import ExitStack
+
+    from mule import progress
+    from mule.generate.conversation import Conversation, Speaker
+
+    found = [_find(text, base) for text in sources]
+    names = _names(sources, [one.stem if isinstance(one, Path) else one.name for one in found])
+    with ExitStack() as opened:
+        speakers = []
+        for name, source in zip(names, found, strict=True):
+            with progress.task(f"Loading {name}"):
+                engine = _open(source, mlx=mlx, context=context)
+            opened.callback(engine.close)
+            speakers.append(Speaker(name, engine))
+        opened.pop_all()
+    return Conversation(speakers, sampling, **settings)
+
+
+def run(sources: Sequence[str], *, prompt: str, **settings: Any) -> dict[str, Any]:
+    """One answer of each model to one prompt: its text, token count and speed.
+
+    Of several models `answers` has each one's, and `differences` how they part.
+    """
+    from mule.generate.conversation import differences
+
+    chat = open_chat(sources, **settings)
+    try:
+        replies = chat.ask(prompt)
+        for reply in replies:
+            for _ in reply.stream():
+                pass
+    finally:
+        chat.close()
+    answers = [reply.as_dict() for reply in replies]
+    if len(answers) == 1:
+        return {"prompt": prompt} | answers[0]
+    return {"prompt": prompt, "answers": answers, "differences": differences(replies)}
+
+
+def save(chat: Conversation, file: Path) -> int:
+    """Add the conversation to a JSONL file of training data; the rows that the file has now.
+
+    Raises UserError when nothing was said, or the file is no JSONL.
+    """
+    from mule import fsio
+
+    rows = chat.rows()
+    if file.suffix != ".jsonl":
+        raise UserError(
+            f"{file}: conversations are saved as JSONL, a row each",
+            f"for example: /save {file.with_suffix('.jsonl')}",
+        )
+    with fsio.explain_storage(file):
+        before = file.read_bytes() if file.exists() else b""
+    if before and not before.endswith(b"\n"):
+        before += b"\n"
+    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False).encode() for row in rows]
+    with fsio.atomic_file(file) as stream:
+        stream.write(before + b"".join(line + b"\n" for line in lines))
+    return before.count(b"\n") + len(rows)
+
+
+def _names(sources: Sequence[str], names: Sequence[str]) -> list[str]:
+    """What each model is called: its short name, and as it was typed where two are alike.
+
+    Raises UserError when a model is named twice.
+    """
+    for text in sources:
+        if list(sources).count(text) > 1:
+            raise UserError(f"{text} is named twice", "name each model once")
+    return [
+        text if list(names).count(name) > 1 else name
+        for text, name in zip(sources, names, strict=True)
+    ]
+
+
+def _find(text: str, base: str | None) -> Source | Path:
+    """What a model is; a GGUF file by its path alone, without importing torch, which takes seconds."""
+    if (path := Path(text)).suffix == ".gguf" and path.is_file():
+        return path
     from mule.adapters.source import find_source
 
-    found = find_source(source, base=base)
-    in_llamacpp = found.gguf_file is not None and not mlx
-    engine: Engine = LlamaCppEngine(found) if in_llamacpp else TorchEngine(found, mlx=mlx)
-    return Chat(engine, sampling, **settings)
+    return find_source(text, base=base)
 
 
-def run(source: str, *, prompt: str, **settings: Any) -> dict[str, Any]:
-    """One answer to one prompt: its text, token count and speed."""
-    import time
+def _open(source: Source | Path, *, mlx: bool, context: int | None) -> Talker:
+    if mlx:
+        return _open_on_mlx(source, context)
+    if isinstance(source, Path):
+        from mule.generate.llamacpp_batching import LlamaCppEngine
 
-    chat = open_chat(source, **settings)
-    try:
-        started_at = time.perf_counter()
-        pieces = list(chat.reply(prompt))
-        duration_s = time.perf_counter() - started_at
-    finally:
-        chat.engine.close()
-    return {
-        "model": source,
-        "prompt": prompt,
-        "text": "".join(pieces),
-        "tokens": len(pieces),
-        "tokens_per_second": len(pieces) / duration_s,
-    }
+        return LlamaCppEngine(source, context_tokens=context, max_rows=1)
+    from mule.commands.serve import open_engine
+
+    return open_engine(source, context=context, max_rows=1)
 
 
-class TorchEngine:
-    """Our decoder, in the machine's working precision; with `mlx`, computed by Apple's mlx-lm."""
+def _open_on_mlx(source: Source | Path, context: int | None) -> Talker:
+    if isinstance(source, Path):
+        raise UserError(
+            f"{source}: a GGUF file runs in llama.cpp, and --mlx is Apple's mlx-lm",
+            "leave --mlx out, or name the run or folder the file was made from",
+        )
+    if context is not None:
+        raise UserError(
+            "--context has no effect with --mlx, whose cache grows as it is needed",
+            "leave --context out",
+        )
+    import torch
 
-    def __init__(self, source: Source, *, mlx: bool = False) -> None:
-        import torch
+    from mule.commands.lineage import lineage_of
+    from mule.generate.stream_talker import StreamTalker
+    from mule.train.mlx.decoder import load_on_mlx
 
-        from mule import machine
-        from mule.adapters.source import load_source
-        from mule.commands.lineage import lineage_of
-
-        dtype = torch.bfloat16 if machine.has_fast_bf16() else torch.float32
-        if mlx:
-            from mule.train.mlx.decoder import load_on_mlx
-
-            precision = "bf16" if torch.backends.mps.is_available() else "fp32"
-            self._model, self._tokenizer = load_on_mlx(source, precision)
-        else:
-            self._model, self._tokenizer = load_source(source, dtype=dtype)
-        self.context_tokens = self._model.config.max_position_embeddings
-        self.chat = lineage_of(source).get("kind", "chat") == "chat"
-
-    def encode(self, messages: list[Message]) -> list[int]:
-        if not self.chat:
-            return self._tokenizer.encode(messages[-1]["content"])
-        return self._tokenizer.encode_prompt(messages)
-
-    def stream(self, ids: list[int], max_tokens: int, sampling: Sampling) -> Iterator[str]:
-        from mule.generate.engine import stream
-        from mule.tokenizer import StreamDecoder
-
-        decoder = StreamDecoder(self._tokenizer)
-        for token in stream(
-            self._model,
-            ids,
-            max_tokens=max_tokens,
-            stop_ids=self._tokenizer.stop_ids,
-            sampling=sampling,
-            vocab_size=self._tokenizer.vocab_size,
-        ):
-            yield decoder.push(token)
-        yield decoder.flush()
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-
-class LlamaCppEngine:
-    """A GGUF file in llama.cpp, in a child process."""
-
-    chat = True
-
-    def __init__(self, source: Source) -> None:
-        from mule.generate.llamacpp import LlamaCpp
-
-        assert source.gguf_file is not None
-        self._stack = ExitStack()
-        self._runtime = self._stack.enter_context(LlamaCpp(source.gguf_file))
-        self.context_tokens = self._runtime.n_ctx
-
-    def encode(self, messages: list[Message]) -> list[int]:
-        return self._runtime.encode_prompt(messages)
-
-    def stream(self, ids: list[int], max_tokens: int, sampling: Sampling) -> Iterator[str]:
-        import codecs
-
-        utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for token in self._runtime.generate(
-            ids,
-            max_tokens=max_tokens,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            repeat_penalty=sampling.repeat_penalty,
-            seed=sampling.seed,
-        ):
-            yield utf8.decode(self._runtime.token_piece(token))
-        yield utf8.decode(b"", final=True)
-
-    def close(self) -> None:
-        self._stack.close()
+    precision = "bf16" if torch.backends.mps.is_available() else "fp32"
+    is_chat = lineage_of(source).get("kind", "chat") == "chat"
+    return StreamTalker(*load_on_mlx(source, precision), chat=is_chat)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mule import fsio
+from mule.commands import docs_serve, docs_verify
 from mule.commands.catalogue import catalogue_markdown, write_catalogue
 from mule.config import docs as settings
 from mule.config.schema import ModelSection, Recipe
@@ -132,16 +133,19 @@ def with_generated(page: str, generated: str, name: str = "generated") -> str:
 
 def generated_pages(folder: Path = settings.DOCS, results: Path = RESULTS) -> dict[str, str]:
     """Every page with a generated part, and its text as it must be."""
-    page, data, choose = (
-        (folder / name).read_text(encoding="utf-8")
-        for name in (PERFORMANCE_PAGE, DATA_PAGE, CHOOSE_PAGE)
+    names = (PERFORMANCE_PAGE, DATA_PAGE, CHOOSE_PAGE, docs_serve.PAGE, docs_verify.PAGE)
+    page, data, choose, serve, proof = (
+        (folder / name).read_text(encoding="utf-8") for name in names
     )
     data = with_generated(data, formats_markdown(), "formats")
+    proof = with_generated(proof, docs_verify.limits_markdown(), "limits")
     return {
         SIZES_PAGE: sizes_markdown(),
         PERFORMANCE_PAGE: with_generated(page, performance_markdown(results)),
         DATA_PAGE: with_generated(data, near_markdown(results), "near"),
         CHOOSE_PAGE: with_generated(choose, catalogue_markdown(), "catalogue"),
+        docs_serve.PAGE: with_generated(serve, docs_serve.load_markdown(results), "load"),
+        docs_verify.PAGE: with_generated(proof, docs_verify.verify_markdown(results), "faults"),
     }
 
 

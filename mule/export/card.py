@@ -41,16 +41,25 @@ def base_name(folder: Path) -> str:
     return folder.resolve().name
 
 
-def licence_of(base: Path) -> str | None:
-    """The licence that the base's README states, as it names it; None when it states none."""
-    readme = base / "README.md"
+def front_matter_of(folder: Path) -> str:
+    """The YAML at the beginning of a folder's README.md, as text; "" where there is none."""
+    readme = folder / "README.md"
     if not readme.is_file():
-        return None
+        return ""
     with open(readme, "rb") as file:
         text = file.read(_HEAD_BYTES).decode("utf-8", errors="replace")
-    head = text.split("\n---", 1)[0] if text.startswith("---") else ""
-    found = _LICENSE_LINE.search(head)
+    return text.split("\n---", 1)[0] if text.startswith("---") else ""
+
+
+def licence_of(base: Path) -> str | None:
+    """The licence that the base's README states, as it names it; None when it states none."""
+    found = _LICENSE_LINE.search(front_matter_of(base))
     return found[1] if found else None
+
+
+def licence_links(base: Path) -> list[str]:
+    """The lines of a card that name and link a licence of its own kind."""
+    return [match[0] for match in _LICENSE_LINK.finditer(front_matter_of(base))]
 
 
 def write_card(folder: Path, facts: CardFacts) -> None:
@@ -65,7 +74,7 @@ def _text(facts: CardFacts) -> str:
         f"# {facts.name}\n",
         f"A fine-tuned model: the adapter `{facts.adapter}` merged into its base, "
         f"**{base_name(facts.base_dir)}**, by Mule. It is a plain model now; no adapter is needed.\n",
-        f"## Licence\n\n{_licence_text(licence, files)}\n",
+        f"## Licence\n\n{licence_text(licence, [file.name for file in files])}\n",
         _training(facts),
         _checked(facts),
         _USE,
@@ -78,8 +87,7 @@ def _front_matter(facts: CardFacts, licence: str | None) -> str:
     lines = ["library_name: transformers", "pipeline_tag: text-generation"]
     if licence is not None:
         lines.insert(0, f"license: {licence}")
-        readme = (facts.base_dir / "README.md").read_text(encoding="utf-8", errors="replace")
-        lines[1:1] = [match[0] for match in _LICENSE_LINK.finditer(readme[:_HEAD_BYTES])]
+        lines[1:1] = licence_links(facts.base_dir)
     if address := address_of(facts.base_dir):
         lines += [f"base_model: {address[0]}", "base_model_relation: finetune"]
     return "\n".join(["---", *lines, "tags: [mule, lora, merged]", "---", ""])
@@ -91,14 +99,15 @@ def licence_files(base: Path) -> list[Path]:
     return sorted(set(found))
 
 
-def _licence_text(licence: str | None, files: Sequence[Path]) -> str:
+def licence_text(licence: str | None, files: Sequence[str]) -> str:
+    """What may be done with a model whose base states this; `files` are names of licence files."""
     if licence is None and not files:
         return (
             "The base's folder states no licence. Look it up where the base comes from before you "
             "pass this model on."
         )
     stated = f"The base states the licence **{licence}**. " if licence else ""
-    copied = ", ".join(f"`{file.name}`" for file in files)
+    copied = ", ".join(f"`{name}`" for name in files)
     copied = f"Its terms lie here as they came with the base: {copied}. " if files else ""
     return f"{stated}{copied}A fine-tuned model stays under the terms of its base."
 

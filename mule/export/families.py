@@ -13,6 +13,7 @@ from gguf.constants import MODEL_ARCH, Keys
 from mule import fsio
 from mule.errors import ModelError
 from mule.export.rope import DEFAULT_THETA, Rope, Value, read_rope
+from mule.generate.weight_rows import interleaved
 
 # A weight below `model.layers.N.`, with its shape in the words of ModelShape.
 _Words = dict[str, tuple[str, ...]]
@@ -377,10 +378,5 @@ def _require_names(expected: set[str], found: set[str]) -> None:
 
 
 def interleave_heads(weight: npt.NDArray, num_heads: int) -> npt.NDArray:
-    """Rows of q or k: from the two halves of each head to neighbouring pairs.
-
-    Source: LlamaModel.permute in llama.cpp's conversion/llama.py.
-    """
-    rows = weight.shape[0] // num_heads
-    split = weight.reshape(num_heads, 2, rows // 2, *weight.shape[1:])
-    return split.swapaxes(1, 2).reshape(weight.shape)
+    """Rows of q or k: from the two halves of each head to neighbouring pairs."""
+    return weight[interleaved(len(weight), num_heads)]

@@ -44,6 +44,7 @@ class LogitFigures:
     loss: float = 0.0
     max_abs_logit: float = 0.0
     largest_logit: float = 0.0
+    entropy_share: float = 0.0  # sum over positions, in parts of a uniform distribution's
 
     def add(self, ids: list[int], reference: npt.NDArray, found: npt.NDArray) -> None:
         """Count one window: both logits are (n, vocab)."""
@@ -69,7 +70,9 @@ class LogitFigures:
         at = (np.arange(len(targets)), targets)
         self.loss_reference -= float(log_p[at].sum())
         self.loss -= float(log_q[at].sum())
-        return (np.exp(log_p) * (log_p - log_q)).sum(1)
+        p = np.exp(log_p)
+        self.entropy_share -= float((p * log_p).sum()) / math.log(log_p.shape[1])
+        return (p * (log_p - log_q)).sum(1)
 
     @property
     def kl_mean(self) -> float:
@@ -82,6 +85,11 @@ class LogitFigures:
     @property
     def kl_first_mean(self) -> float:
         return float(np.mean(self.kl_first))
+
+    @property
+    def uniformity(self) -> float:
+        """The reference's mean entropy in parts of that of guessing: 1 knows nothing."""
+        return self.entropy_share / self.num_tokens
 
     @property
     def top1(self) -> float:

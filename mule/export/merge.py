@@ -18,6 +18,7 @@ from mule.adapters.identity import Identity, base_identity, recorded_quantizatio
 from mule.adapters.lora_files import CONFIG, UP, WEIGHTS
 from mule.adapters.source import Source
 from mule.errors import CheckFailed, ModelError, UserError
+from mule.export.about import public_path
 from mule.export.card import CardFacts, licence_files, write_card
 from mule.export.merge_forms import Forms, from_trained, quantized_values
 from mule.export.merge_probe import Rows, probe_rows
@@ -99,18 +100,20 @@ def merge_adapter(
     onto: Onto | None = None,
     tokenizer: Whose | None = None,
     overwrite: bool = False,
+    shard_bytes: int | None = None,
 ) -> MergeReport:
     """Write base + adapter as one model folder, in the base's types or in `dtype`.
 
     `sample` is a run's held-out sample, for the proof. `onto` says, of an adapter of QLoRA, whether
     the base is what it was trained on (the default) or the original; `tokenizer`, whose is taken
-    where base and adapter differ.
+    where base and adapter differ. The weights are cut into files as the base's are, or by
+    `shard_bytes`.
 
     Raises UserError for what cannot be merged, and CheckFailed unless the merged logits are the
     adapter's, but for rounding, and not the base's; nothing is written then. The base is hashed
     before and after.
     """
-    job = _prepare(source, dtype, onto, tokenizer)
+    job = _prepare(source, dtype, onto, tokenizer, shard_bytes)
     _check_output(out, job, overwrite)
     waiting = f"another process writes {out}: waiting for it"
     with locks.locked(out.parent / f".{out.name}.lock", lambda: progress.note(waiting)):
@@ -149,17 +152,22 @@ def _merge(
 # ---------------------------------------------------------------- what is refused
 
 
-def _prepare(source: Source, dtype: str | None, onto: Onto | None, whose: Whose | None) -> _Job:
+def _prepare(
+    source: Source,
+    dtype: str | None,
+    onto: Onto | None,
+    whose: Whose | None,
+    shard_bytes: int | None,
+) -> _Job:
     """Everything that can be checked before a model is loaded."""
     base_dir, adapter_dir = _folders(source)
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype} is no type of weights", f"one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     config = read_config(base_dir)
     require_memory(config)
     adapter_sha256 = fsio.sha256_file(adapter_dir / WEIGHTS)
     _refuse_second_merge(base_dir, adapter_dir, adapter_sha256)
     deltas = read_deltas(adapter_dir)
-    _require_effect(adapter_dir, deltas)
+    require_effect(adapter_dir, deltas)
     quantized = recorded_quantization(adapter_dir)
     if onto is not None and quantized is None:
         raise UserError(
@@ -169,7 +177,9 @@ def _prepare(source: Source, dtype: str | None, onto: Onto | None, whose: Whose 
     onto = onto or ("quantized" if quantized else None)
     values = quantized_values(config, quantized) if quantized and onto == "quantized" else None
     tied = config.tie_embeddings
-    plan = plan_merge(base_dir, deltas, tied=tied, dtype=dtype, values=values)
+    plan = plan_merge(
+        base_dir, deltas, tied=tied, dtype=dtype, values=values, shard_bytes=shard_bytes
+    )
     return _Job(
         name=source.name,
         base_dir=base_dir,
@@ -182,6 +192,12 @@ def _prepare(source: Source, dtype: str | None, onto: Onto | None, whose: Whose 
         tokenizer_dir=tokenizer_folder(base_dir, adapter_dir, whose),
         adapter_sha256=adapter_sha256,
     )
+
+
+def check_dtype(dtype: str | None) -> None:
+    """UserError for a --dtype that weights cannot be written in."""
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype} is no type of weights", f"one of {', '.join(DTYPES)}")
 
 
 def _folders(source: Source) -> tuple[Path, Path]:
@@ -216,7 +232,7 @@ def _refuse_second_merge(base_dir: Path, adapter_dir: Path, adapter_sha256: str)
         )
 
 
-def _require_effect(adapter_dir: Path, deltas: Mapping[str, Delta]) -> None:
+def require_effect(adapter_dir: Path, deltas: Mapping[str, Delta]) -> None:
     """Read every tensor of the adapter: all finite, and not all without effect."""
     changes = False
     for delta in deltas.values():
@@ -254,17 +270,22 @@ def _check_output(out: Path, job: _Job, overwrite: bool) -> None:
 
 def _copy_files(job: _Job, folder: Path) -> None:
     """Put what belongs to the base beside the weights, byte for byte."""
-    base_dir, config = job.base_dir, folder / "config.json"
-    shutil.copyfile(base_dir / "config.json", config)
-    if job.plan.dtype is not None:
-        raw = fsio.read_json(config)
-        dtype = TORCH_DTYPES[job.plan.dtype]
-        keys = {"dtype", "torch_dtype"} & raw.keys() or {"torch_dtype"}
-        raw |= dict.fromkeys(keys, str(dtype).removeprefix("torch."))
-        config.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
-    copy_tokenizer(base_dir, job.tokenizer_dir, folder)
-    for file in licence_files(base_dir):
+    copy_config(job.base_dir, folder, job.plan.dtype)
+    copy_tokenizer(job.base_dir, job.tokenizer_dir, folder)
+    for file in licence_files(job.base_dir):
         shutil.copyfile(file, folder / file.name)
+
+
+def copy_config(source: Path, folder: Path, dtype: str | None) -> None:
+    """Copy config.json into an open folder, byte for byte where the weights keep their types."""
+    config = folder / "config.json"
+    shutil.copyfile(source / "config.json", config)
+    if dtype is None:
+        return
+    raw = fsio.read_json(config)
+    keys = {"dtype", "torch_dtype"} & raw.keys() or {"torch_dtype"}
+    raw |= dict.fromkeys(keys, str(TORCH_DTYPES[dtype]).removeprefix("torch."))
+    config.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
 
 def _report(job: _Job, out: Path, proof: Proof, rows: Rows) -> MergeReport:
@@ -304,5 +325,7 @@ def _write_about(
         report=report.as_dict(),
     )
     write_card(folder, facts)
-    merge = report.as_dict() | {"base_identity": identity}
+    names = {"folder": report.folder, "base": report.base}  # no user's name: it may be passed on
+    names = {key: public_path(path) for key, path in names.items()}
+    merge = report.as_dict() | names | {"base_identity": identity}
     fsio.write_json(folder / _LINEAGE, lineage | {"merge": merge})

@@ -1,7 +1,7 @@
 """Which tensor gets which type: llama.cpp's mixtures, and what a row that does not fit gets.
 
 Source: llama_tensor_get_type_impl, tensor_allows_quantization and tensor_type_fallback in
-src/llama-quant.cpp of llama.cpp b11549 (dense models, without an importance matrix).
+src/llama-quant.cpp of llama.cpp b11549 (dense models).
 """
 
 from __future__ import annotations
@@ -42,12 +42,16 @@ _MANY_GROUPED = 4  # query heads that share a key/value head, from which v gets 
 
 @dataclass(frozen=True)
 class Mixture:
-    """One type for a model: of `num_layers`, with `grouped` query heads a key/value head."""
+    """One type for a model: of `num_layers`, with `grouped` query heads a key/value head.
+
+    `weighed`: with an importance matrix.
+    """
 
     type_name: str
     num_layers: int
     tied: bool
     grouped: int = 1
+    weighed: bool = False
 
     def tensor_type(
         self, name: str, shape: tuple[int, ...]
@@ -87,7 +91,7 @@ def _q4_k_s(mixture: Mixture, matrix: str, layer: int) -> _Chosen:
 
 def _iq4_xs(mixture: Mixture, matrix: str, layer: int) -> _Chosen:
     grouped = matrix == "attn_v" and mixture.grouped >= _MANY_GROUPED
-    early = matrix == "ffn_down" and layer < mixture.num_layers // 8
+    early = matrix == "ffn_down" and layer < mixture.num_layers // 8 and not mixture.weighed
     return _T.Q5_K if grouped or early else None
 
 

@@ -1,8 +1,10 @@
 """The child process that runs llama.cpp: one JSON line in, one JSON line and raw bytes out.
 
 A request is `{"op": ...}`; when it names `bytes`, that many raw bytes follow. An answer is
-`{"ok": true, "bytes": n, ...}` and n raw bytes, or `{"ok": false, "error": ...}`. The process ends
-when its input does, so it never outlives the one that started it.
+`{"ok": true, "bytes": n, ...}` and n raw bytes, or `{"ok": false, "error": ...}`. After `serve`,
+requests that were submitted are answered in a thread, which writes what it draws to a pipe of its
+own: one JSON line a step. The process ends when its input does, so it never outlives the one that
+started it.
 """
 
 from __future__ import annotations
@@ -12,18 +14,22 @@ import http.client
 import importlib
 import json
 import os
+import queue
+import resource
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import traceback
+from collections.abc import Callable
 from typing import IO, Any
 
-import numpy as np
-
-from mule.generate._libllama import LibraryError, Model, load_library, num_cores, quantize_rows
-
-_QUANTIZE_ROWS = 64  # rows a thread takes at a time
+from mule.errors import MuleError
+from mule.generate._libllama import LibraryError, load_library
+from mule.generate._llamacpp_model import Model
+from mule.generate._llamacpp_rows import Answering, Rows
+from mule.generate._quantize_rows import quantize_parts, quantize_values
+from mule.generate.llamacpp_wire import event_fields, request_of
 
 
 class Worker:
@@ -32,10 +38,10 @@ class Worker:
     def __init__(self, requests: IO[bytes], answers: IO[bytes]) -> None:
         self.requests, self.answers = requests, answers
         self.library = load_library()
-        self.path = ""
         self.model: Model | None = None
+        self.rows: Rows | None = None
+        self.thread: _AnswerThread | None = None
         self.server: _TemplateServer | None = None
-        self.generation: Iterator[dict[str, Any]] = iter(())
 
     @property
     def loaded(self) -> Model:
@@ -43,16 +49,26 @@ class Worker:
             raise LibraryError("no file is loaded")
         return self.model
 
+    @property
+    def own_rows(self) -> Rows:
+        """The rows, when no thread works on them."""
+        if self.rows is None or self.thread is not None:
+            raise LibraryError("no file is loaded, or requests are being answered")
+        return self.rows
+
     def serve(self) -> None:
         while line := self.requests.readline():
             request = json.loads(line)
             data, sequence = self.requests.read(request.pop("bytes")), request.pop("seq")
             operation: Callable[..., tuple[dict[str, Any], list[Any]]]
             operation = getattr(self, f"do_{request.pop('op')}")
+            blobs: list[Any] = []
             try:
                 fields, blobs = operation(data, **request)
+            except MuleError as error:
+                fields = {"ok": False, "error": error.message, "hint": error.hint}
             except (RuntimeError, OSError, ValueError, http.client.HTTPException) as error:
-                fields, blobs = {"ok": False, "error": f"{error}"}, []
+                fields = {"ok": False, "error": f"{error}"}
             num_bytes = sum(len(blob) for blob in blobs)
             head = {"ok": True, "seq": sequence, "bytes": num_bytes}
             self.answers.write(json.dumps(head | fields).encode() + b"\n")
@@ -60,19 +76,20 @@ class Worker:
                 self.answers.write(blob)
             self.answers.flush()
 
-    def do_load(self, _: bytes, path: str, n_ctx: int, threads: int, exact: bool):
-        model = self.model = Model(self.library, path, n_ctx, threads, exact)
-        self.path = path
+    def do_load(self, _: bytes, path: str, context_tokens: int, vocab_size: int, **options: Any):
+        model = self.model = Model(self.library, path, **options)
+        vocab_size = vocab_size or model.num_tokens
+        self.rows = Rows(model, context_tokens=context_tokens, vocab_size=vocab_size)
         vocab, library = model.vocab, self.library
         return {
             "num_tokens": model.num_tokens,
-            "n_ctx": model.n_ctx,
+            "vocab_size": vocab_size,
             "n_ctx_train": model.n_ctx_train,
             "bos": library.llama_vocab_bos(vocab),
             "eos": library.llama_vocab_eos(vocab),
             "eot": library.llama_vocab_eot(vocab),
             "add_bos": library.llama_vocab_get_add_bos(vocab),
-            "eog": model.end_of_generation(),
+            "eog": sorted(self.rows.stop_ids),
             "chat_template": model.chat_template,
         }, []
 
@@ -84,81 +101,97 @@ class Worker:
         return {}, [self.loaded.piece(id)]
 
     def do_logits(self, _: bytes, ids: list[int]):
-        self.generation = iter(())  # its cache is gone
-        self.loaded.forget()
-        return {}, [part.tobytes() for part in self.loaded.feed(ids, every=True)]
+        self.own_rows.forget()
+        return {}, [part.tobytes() for part in self.loaded.feed(ids)]
 
-    def do_start(self, _: bytes, ids: list[int], options: dict[str, Any]):
-        self.loaded.keep_prefix(ids)
-        self.generation = _generate(self.loaded, ids, options)
+    def do_adapter(self, _: bytes, path: str, scale: float):
+        self.own_rows.forget()
+        self.loaded.use_adapter(path, scale)
+        return {}, []
+
+    def do_start(self, _: bytes, request: dict[str, Any]):
+        rows = self.own_rows
+        job = rows.prepare(0, request_of(request))
+        rows.cancel(0)
+        rows.add(job)
         return {}, []
 
     def do_next(self, _: bytes):
-        if (answer := next(self.generation, None)) is None:
-            raise LibraryError("no generation is running")
-        return answer, []
+        rows, events = self.own_rows, []
+        while not events:
+            if rows.is_idle:
+                raise LibraryError("no generation is running")
+            events = rows.step()
+        return {"events": [event_fields(event) for _, event in events], "stop": rows.stop_id}, []
 
-    def do_template(self, _: bytes, messages: list[dict[str, Any]], add_generation_prompt: bool):
+    def do_serve(self, _: bytes, events_fd: int):
+        self.thread = _AnswerThread(self.own_rows, os.fdopen(events_fd, "wb"))
+        self.thread.start()
+        return {}, []
+
+    def do_submit(self, _: bytes, number: int, request: dict[str, Any]):
+        if self.thread is None:
+            raise LibraryError("no requests are answered")
+        self.thread.inbox.put(self.thread.rows.prepare(number, request_of(request)))
+        return {}, []
+
+    def do_cancel(self, _: bytes, number: int):
+        if self.thread is not None:
+            self.thread.inbox.put(number)
+        return {}, []
+
+    def do_open_template(self, _: bytes, path: str, memory_bytes: int, cpu_seconds: int):
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
+        if sys.platform == "linux":  # macOS does not keep to it
+            resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        self.server = _TemplateServer(path)
+        return {}, []
+
+    def do_template(self, _: bytes, body: dict[str, Any], max_bytes: int):
         if self.server is None:
-            self.server = _TemplateServer(self.path)
-        return {"text": self.server.render(messages, add_generation_prompt)}, []
+            raise LibraryError("no template is open")
+        return {"text": self.server.render(body, max_bytes)}, []
 
-    def do_quantize(self, data: bytes, type_id: int, rows: int, columns: int, row_bytes: int):
-        self.library.ggml_quantize_init(type_id)
-        values = np.frombuffer(data, np.float32).reshape(rows, columns)
-        out = np.empty((rows, row_bytes), np.uint8)
+    def do_quantize(self, data: bytes, **matrix: int):
+        return {}, [quantize_values(self.library, data, **matrix)]
 
-        def quantize(start: int) -> None:
-            part = slice(start, start + _QUANTIZE_ROWS)
-            quantize_rows(self.library, type_id, values[part], out[part])
-
-        with ThreadPoolExecutor(num_cores()) as pool:
-            list(pool.map(quantize, range(0, rows, _QUANTIZE_ROWS)))
-        return {}, [out.data.cast("B")]
+    def do_quantize_file(self, data: bytes, out: str, parts: list[dict[str, Any]]):
+        return quantize_parts(self.library, out, parts, data), []
 
 
-# ---------------------------------------------------------------- generating
+class _AnswerThread(threading.Thread):
+    """Answers what comes into its inbox: requests, and the numbers of those to cancel."""
 
+    def __init__(self, rows: Rows, events: IO[bytes]) -> None:
+        super().__init__(daemon=True)
+        self.rows, self._events = rows, events
+        self.inbox: queue.SimpleQueue[Answering | int] = queue.SimpleQueue()
 
-def _generate(model: Model, ids: list[int], options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One answer a token, then one with the reason of the end: stop, length or context."""
-    rng = np.random.default_rng(options["seed"])
-    stops = set(options["stop_ids"])
-    context, fresh = list(ids), ids[len(model.cached) :]
-    for _ in range(options["max_tokens"]):
-        if len(model.cached) + len(fresh) > model.n_ctx:
-            yield {"id": None, "reason": "context"}
-            return
-        (logits,) = model.feed(fresh, every=False)
-        token = _sample(logits[-1], context, options, rng)
-        if token in stops:
-            yield {"id": None, "reason": "stop", "stop_id": token}
-            return
-        yield {"id": token}
-        context.append(token)
-        fresh = [token]
-    yield {"id": None, "reason": "length"}
+    def run(self) -> None:
+        try:
+            while True:
+                events = self._take() + self.rows.step()
+                if events:
+                    lines = [[number, event_fields(event)] for number, event in events]
+                    self._events.write(json.dumps(lines).encode() + b"\n")
+                    self._events.flush()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)  # the other side sees a crash
 
-
-def _sample(
-    raw: np.ndarray, context: list[int], options: dict[str, Any], rng: np.random.Generator
-) -> int:
-    """The same rules, in the same order, as mule.generate.sampler; other random numbers."""
-    logits = raw[: options["vocab_size"]].astype(np.float64)
-    if (penalty := options["repeat_penalty"]) != 1.0:
-        seen = np.unique(np.asarray(context))
-        logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
-    if options["temperature"] <= 0:
-        return int(logits.argmax())
-    logits /= options["temperature"]
-    order = np.argsort(-logits, kind="stable")
-    ordered = np.exp(logits[order] - logits[order[0]])
-    ordered /= ordered.sum()
-    before = np.cumsum(ordered) - ordered  # probability of all better tokens
-    keep = (before < options["top_p"]) & (ordered >= options["min_p"] * ordered[0])
-    keep[options["top_k"] or len(keep) :] = False
-    keep[0] = True
-    return int(rng.choice(order, p=ordered * keep / (ordered * keep).sum()))
+    def _take(self) -> list[Any]:
+        """Add and cancel what came in; waits while there is nothing to do."""
+        events = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                item = self.inbox.get(block=self.rows.is_idle)
+                if isinstance(item, int):
+                    events += self.rows.cancel(item)
+                    if events and self.rows.is_idle:
+                        break
+                else:
+                    self.rows.add(item)
+        return events
 
 
 # ---------------------------------------------------------------- chat template
@@ -181,15 +214,17 @@ class _TemplateServer:
         params.cpuparams.n_threads = 1
         self.server = xllamacpp.Server(params)
 
-    def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-        body = {"messages": messages, "add_generation_prompt": add_generation_prompt}
+    def render(self, body: dict[str, Any], max_bytes: int) -> str:
         connection = http.client.HTTPConnection("localhost")
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as connection.sock:
             connection.sock.connect(self.socket_file)
             connection.request(
                 "POST", "/apply-template", json.dumps(body), {"Content-Type": "application/json"}
             )
-            answer = json.loads(connection.getresponse().read())
+            text = connection.getresponse().read(max_bytes + 1)
+        if len(text) > max_bytes:
+            raise LibraryError(f"the chat template writes more than {max_bytes:,} bytes")
+        answer = json.loads(text)
         if "prompt" not in answer:
             raise LibraryError(f"the chat template failed: {answer.get('error', answer)}")
         return answer["prompt"]

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from mule.errors import UserError
-from mule.generate.sampler import Sampler, Sampling
+from mule.generate.request import Request
+from mule.generate.sampler import RowSampler, Sampling, check_best
 from mule.models.cache import KVCache
 from mule.models.decoder import Decoder
 from mule.models.eager import uncompiled
@@ -25,18 +26,18 @@ def stream(
 ) -> Iterator[int]:
     """Yield token ids until a stop token (not yielded) or `max_tokens`."""
     cache, ids = _start(model, [list(prompt_ids)], max_tokens)
-    sampler = Sampler(sampling or Sampling(), vocab_size or model.config.vocab_size)
+    request = Request(tuple(prompt_ids), max_tokens, sampling or Sampling())
+    sampler = RowSampler(request, vocab_size or model.config.vocab_size)
     with uncompiled():  # a compiled graph for each length pays never
         logits = model.step(ids, cache)
         for _ in range(max_tokens):
-            token = sampler.draw(logits, ids)
-            if int(token) in stop_ids:
+            token = sampler.draw(logits[0].float().cpu().numpy()).token
+            if token in stop_ids:
                 return
-            yield int(token)
-            ids = torch.cat((ids, token), dim=1)
+            yield token
             if cache.length == model.config.max_position_embeddings:
                 return  # the context is full
-            logits = model.step(token, cache)
+            logits = model.step(torch.tensor([[token]], device=ids.device), cache)
 
 
 @torch.no_grad()
@@ -57,12 +58,12 @@ def greedy_answers(
     for index, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(index)
     answers: list[list[int]] = [[] for _ in prompts]
-    sampler = Sampler(Sampling(), vocab_size or model.config.vocab_size)
+    num_drawn = vocab_size or model.config.vocab_size
     for same in by_length.values():
         for start in range(0, len(same), batch_size):
             part = same[start : start + batch_size]
             rows = [list(prompts[i]) for i in part]
-            for i, answer in zip(part, _greedy_batch(model, rows, max_tokens, stop_ids, sampler)):
+            for i, answer in zip(part, _greedy_batch(model, rows, max_tokens, stop_ids, num_drawn)):
                 answers[i] = answer
     return answers
 
@@ -72,7 +73,7 @@ def _greedy_batch(
     rows: list[list[int]],
     max_tokens: int,
     stop_ids: Sequence[int],
-    sampler: Sampler,
+    vocab_size: int,
 ) -> list[list[int]]:
     cache, ids = _start(model, rows, max_tokens)
     stops = torch.tensor(list(stop_ids), device=ids.device)
@@ -81,7 +82,8 @@ def _greedy_batch(
     with uncompiled():
         logits = model.step(ids, cache)
         for _ in range(max_tokens):
-            token = sampler.draw(logits, ids)
+            best, token = logits[:, :vocab_size].max(-1, keepdim=True)
+            check_best(float(best.sum()))  # what is no number in any row shows in the sum
             ids = torch.cat((ids, token), dim=1)
             finished |= torch.isin(token.squeeze(-1), stops)
             if bool(finished.all()) or cache.length == model.config.max_position_embeddings:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import tempfile
+import secrets
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-import mule
 from mule.errors import ModelError
 from mule.generate.gguf_header import GgufHeader, read_header
+from mule.generate.gguf_memory import cache_tokens
+from mule.generate.llamacpp_process import DAMAGED_HINT, Runtime
+from mule.generate.llamacpp_templates import Templates
+from mule.generate.llamacpp_wire import event_of, request_fields
+from mule.generate.request import Request, Token
+from mule.generate.sampler import Sampling
 
-_STDERR_LINES = 6
 _NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6  # llama_token_type
 _MAX_DEFAULT_CONTEXT = 4096
 # llama.cpp finds in general.name, and nowhere else, that special tokens take the white space after
@@ -31,11 +28,14 @@ _MAX_DEFAULT_CONTEXT = 4096
 EATS_SPACES_NAME = re.compile(r"phi-?3", re.IGNORECASE)
 EATS_NO_SPACES = frozenset({"<unk>", "<s>", "<|endoftext|>"})
 _SPACES = " \t\n\v\f\r"
-_SECONDS_TO_END = 5.0
+_DEFAULT_MAX_TOKENS = 256
 
 
 class GenerateOptions(TypedDict, total=False):
-    """How to draw tokens; temperature 0 is greedy. `stop_ids` defaults to the file's own."""
+    """As in Sampling, but for a `seed` of None, which is another each time.
+
+    `max_tokens` is 256 if not given, and `stop_ids` the file's own.
+    """
 
     max_tokens: int
     temperature: float
@@ -43,124 +43,24 @@ class GenerateOptions(TypedDict, total=False):
     top_p: float
     min_p: float
     repeat_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
     seed: int | None
     stop_ids: Sequence[int] | None
-
-
-_DEFAULTS: GenerateOptions = {
-    "max_tokens": 256,
-    "temperature": 0.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "repeat_penalty": 1.0,
-    "seed": None,
-    "stop_ids": None,
-}
-
-
-class Runtime:
-    """A child process holding llama.cpp; a crash there is a ModelError here."""
-
-    def __init__(self, subject: str) -> None:
-        self._subject = subject  # what an error names: the file, or the work being done
-        self._stderr = tempfile.TemporaryFile()
-        root = str(Path(mule.__file__).parents[1])
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "mule.generate._llamacpp_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env=_environment(root),
-            start_new_session=True,  # Ctrl-C in the terminal is Mule's to handle
-        )
-        self._sequence = 0  # of the last request; the child's greeting is number 0
-        self._torn = False  # a message was cut in the middle
-        try:
-            self._receive()
-        except BaseException:
-            self.close()
-            raise
-
-    def request(self, op: str, data: Any = b"", **fields: Any) -> tuple[dict[str, Any], bytes]:
-        """Send one request and wait for its answer: its fields and its raw bytes.
-
-        Raises ModelError when the child refuses the request or dies.
-        """
-        if self._torn:
-            raise ModelError(f"{self._subject}: llama.cpp has ended", "open the file again")
-        self._sequence += 1
-        head = {"op": op, "seq": self._sequence, "bytes": memoryview(data).nbytes}
-        stream = self._process.stdin
-        assert stream is not None
-        self._torn = True
-        try:
-            stream.write(json.dumps(head | fields).encode() + b"\n")
-            stream.write(data)
-            stream.flush()
-        except (BrokenPipeError, ValueError):
-            raise self._crash() from None
-        self._torn = False
-        return self._receive()
-
-    def _receive(self) -> tuple[dict[str, Any], bytes]:
-        stream = self._process.stdout
-        assert isinstance(stream, io.BufferedReader)
-        answer, data = {"seq": -1}, b""
-        while answer.pop("seq") != self._sequence:  # skip what an interrupted request left behind
-            stream.peek(1)  # the wait: Ctrl-C here tears nothing
-            self._torn = True
-            if not (line := stream.readline()).endswith(b"\n"):
-                raise self._crash()
-            answer = json.loads(line)
-            data = stream.read(num_bytes := answer.pop("bytes", 0))
-            if len(data) != num_bytes:
-                raise self._crash()
-            self._torn = False
-        if not answer.pop("ok"):
-            raise ModelError(f"{self._subject}: {answer['error']}{self._last_words()}", _HINT)
-        return answer, data
-
-    def _crash(self) -> ModelError:
-        code = self._process.wait()
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return ModelError(f"{self._subject}: llama.cpp crashed ({how}){self._last_words()}", _HINT)
-
-    def _last_words(self) -> str:
-        self._stderr.seek(0)
-        lines = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
-        return "".join(f"\n  {line}" for line in lines[-_STDERR_LINES:])
-
-    def close(self) -> None:
-        """End the child; its input closing is its sign to go."""
-        with contextlib.suppress(BrokenPipeError):
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-        try:
-            self._process.wait(_SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        self._stderr.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class LlamaCpp(Runtime):
     """A GGUF file in llama.cpp: `with LlamaCpp(file) as model: model.logits(ids)`.
 
-    `n_ctx`: None takes the model's own context, up to 4096 tokens.
+    `n_ctx`: the tokens of one conversation; None takes the model's own, up to 4096.
     `threads`: None takes the number that is fastest at this moment.
     `exact` keeps the cache in float32 with flash attention off: the gate of an f32 file.
+    `num_rows`: requests that `mule.generate.llamacpp_batching` answers together.
+    `chats`: its template will be needed, and is made ready meanwhile.
     `reason` says why the last generation ended: stop (at `stop_id`), length or context.
 
-    Raises ModelError when the file is damaged, or when llama.cpp refuses it or crashes on it.
+    Raises ModelError when the file is damaged, when the context does not fit into the memory, or
+    when llama.cpp refuses the file or crashes on it.
     """
 
     def __init__(
@@ -170,22 +70,30 @@ class LlamaCpp(Runtime):
         n_ctx: int | None = None,
         threads: int | None = None,
         exact: bool = False,
+        num_rows: int = 1,
+        pass_fds: Sequence[int] = (),
+        chats: bool = False,
     ) -> None:
         self.header = read_header(gguf_path)
-        super().__init__(str(gguf_path))
+        self.n_ctx = n_ctx or self._default_context()
+        num_cells = cache_tokens(self.header, self.n_ctx, num_rows, exact=exact)
+        self._templates = Templates(self.header, at_once=chats)
+        super().__init__(str(gguf_path), pass_fds=pass_fds)
         try:
             info, _ = self.request(
                 "load",
                 path=str(Path(gguf_path).resolve()),
-                n_ctx=n_ctx or min(self._context_length(), _MAX_DEFAULT_CONTEXT),
+                n_ctx=num_cells,
+                num_rows=num_rows,
                 threads=threads or 0,
                 exact=exact,
+                context_tokens=self.n_ctx,
+                vocab_size=_num_used(self.header),
             )
         except BaseException:
             self.close()
             raise
         self.num_tokens: int = info["num_tokens"]
-        self.n_ctx: int = info["n_ctx"]
         self.n_ctx_train: int = info["n_ctx_train"]
         self.bos_id: int | None = _token(info["bos"])
         self.eos_id: int | None = _token(info["eos"])
@@ -193,7 +101,7 @@ class LlamaCpp(Runtime):
         self.add_bos: bool = info["add_bos"]
         self.stop_ids = frozenset[int](info["eog"])
         self.chat_template: str | None = info["chat_template"]
-        self.vocab_size = _num_used(self.header, self.num_tokens)  # rows beyond are never drawn
+        self.vocab_size: int = info["vocab_size"]  # rows beyond are never drawn
         self.reason = ""
         self.stop_id: int | None = None
 
@@ -235,23 +143,38 @@ class LlamaCpp(Runtime):
         _, data = self.request("logits", ids=list(ids))
         return np.frombuffer(data, np.float32).reshape(len(ids), self.num_tokens)
 
+    def use_adapter(self, gguf_path: Path | str, scale: float = 1.0) -> None:
+        """Compute from now on with a GGUF adapter on the file, `scale` times; only with this one."""
+        read_header(gguf_path)
+        self.request("adapter", path=str(Path(gguf_path).resolve()), scale=scale)
+
     def generate(self, ids: Sequence[int], **options: Unpack[GenerateOptions]) -> Iterator[int]:
         """The ids drawn after `ids`, without the stop token; `reason` tells how it ended.
 
         What `ids` shares with the former call is not computed again.
         """
-        chosen: dict[str, Any] = {**_DEFAULTS, **options}
-        stops = self.stop_ids if chosen["stop_ids"] is None else chosen["stop_ids"]
+        chosen: dict[str, Any] = {**options}
+        if chosen.get("seed") is None:
+            chosen["seed"] = secrets.randbits(63)
+        stop_ids = chosen.pop("stop_ids", None)
+        request = Request(
+            tuple(ids),
+            max_tokens=chosen.pop("max_tokens", _DEFAULT_MAX_TOKENS),
+            stop_ids=None if stop_ids is None else frozenset(stop_ids),
+            sampling=Sampling(**chosen),
+        )
         self._require_room(ids)
         self.reason = ""
-        fixed = {"stop_ids": list(stops), "vocab_size": self.vocab_size}
-        self.request("start", ids=list(ids), options=chosen | fixed)
-        while True:
+        self.request("start", request=request_fields(request))
+        while not self.reason:
             answer, _ = self.request("next")
-            if answer["id"] is None:
-                self.reason, self.stop_id = answer["reason"], answer.get("stop_id")
-                return
-            yield answer["id"]
+            for event in map(event_of, answer["events"]):
+                if isinstance(event, Token):
+                    yield event.id
+                elif event.reason == "failed":
+                    raise ModelError(f"{self.subject}: {event.error}", DAMAGED_HINT)
+                else:
+                    self.reason, self.stop_id = event.reason, answer["stop"]
 
     def apply_template(
         self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True
@@ -259,11 +182,14 @@ class LlamaCpp(Runtime):
         """The conversation as llama.cpp's own Jinja writes it with the file's template.
 
         A leading bos is left out where llama.cpp adds it while tokenizing (`add_bos`).
+        Raises ModelError when it fails, never ends or writes without end.
         """
-        answer, _ = self.request(
-            "template", messages=list(messages), add_generation_prompt=add_generation_prompt
-        )
-        return answer["text"]
+        return self._templates.render(messages, add_generation_prompt=add_generation_prompt)
+
+    def close(self) -> None:
+        """End the child, and that of the templates."""
+        super().close()
+        self._templates.close()
 
     def encode_prompt(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """The ids a model is given to answer `messages`; control tokens typed in them stay text."""
@@ -322,45 +248,35 @@ class LlamaCpp(Runtime):
         texts.sort(key=lambda text: -len(text))
         return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
 
-    def _context_length(self) -> int:
+    def _default_context(self) -> int:
         metadata = self.header.metadata
         length = metadata.get(f"{metadata.get('general.architecture')}.context_length")
-        return length if isinstance(length, int) and length > 0 else _MAX_DEFAULT_CONTEXT
+        known = isinstance(length, int) and 0 < length < _MAX_DEFAULT_CONTEXT
+        return length if known else _MAX_DEFAULT_CONTEXT
 
     def _require_room(self, ids: Sequence[int]) -> None:
         if not 0 < len(ids) <= self.n_ctx:
             raise ModelError(
-                f"{self._subject}: {len(ids)} tokens, and the context holds {self.n_ctx}",
+                f"{self.subject}: {len(ids)} tokens, and the context holds {self.n_ctx}",
                 f"give between 1 and {self.n_ctx} tokens, or open the file with a larger n_ctx",
             )
         if not all(0 <= token < self.num_tokens for token in ids):
             raise ModelError(
-                f"{self._subject}: a token id outside 0..{self.num_tokens - 1}",
+                f"{self.subject}: a token id outside 0..{self.num_tokens - 1}",
                 "use the tokenizer that belongs to this file",
             )
 
 
-_HINT = "if the file is damaged, write it again with `mule export` or download it again"
+def _num_used(header: GgufHeader) -> int:
+    """Tokens up to the last that is not UNUSED: what pads the vocabulary comes after.
 
-
-def _environment(root: str) -> dict[str, str]:
-    """No secrets and no switches: only what a process needs to start."""
-    kept = {name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ}
-    return kept | {
-        "PYTHONPATH": root,
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "LC_ALL": "C.UTF-8",
-        "GGML_NO_BACKTRACE": "1",  # else an abort starts a debugger
-    }
-
-
-def _num_used(header: GgufHeader, num_tokens: int) -> int:
-    """Tokens up to the last that is not UNUSED: what pads the vocabulary comes after."""
+    0 where the file does not say.
+    """
     types = header.metadata.get("tokenizer.ggml.token_type")
     if not isinstance(types, list):
-        return num_tokens
+        return 0
     used = [index for index, kind in enumerate(types) if kind != _UNUSED]
-    return used[-1] + 1 if used else num_tokens
+    return used[-1] + 1 if used else 0
 
 
 def _token(value: int) -> int | None:

@@ -62,6 +62,7 @@ class RemoteFile:
 
     num_bytes: int
     sha256: str | None
+    git_oid: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class Listing:
     commit: str
     files: dict[str, RemoteFile]
     bases: tuple[str, ...]
+    private: bool = False
 
 
 def address_of(folder: Path) -> tuple[str, str] | None:
@@ -92,11 +94,14 @@ def look(repo: Repo) -> Listing:
     ask: Callable[..., Any] = api.model_info if repo.kind == "model" else api.dataset_info
     info = ask(repo.name, revision=repo.revision or "main", files_metadata=True)
     files = {
-        file.rfilename: RemoteFile(file.size or 0, file.lfs.sha256 if file.lfs else None)
+        file.rfilename: RemoteFile(
+            file.size or 0, file.lfs.sha256 if file.lfs else None, file.blob_id
+        )
         for file in info.siblings or []
     }
     bases = (info.card_data.get("base_model") if info.card_data else None) or ()
-    return Listing(info.sha, files, (bases,) if isinstance(bases, str) else tuple(bases))
+    named = (bases,) if isinstance(bases, str) else tuple(bases)
+    return Listing(info.sha, files, named, bool(info.private))
 
 
 def chosen(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mule.models.cache import KVCache
+from mule.models.cache import Cache
 from mule.models.config import ModelConfig
 from mule.models.norm import RMSNorm
 from mule.models.packed_attention import packed_attention
@@ -56,7 +56,7 @@ class Attention(nn.Module):
         x: torch.Tensor,
         angles: Angles | None,
         visible: torch.Tensor | None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> torch.Tensor:
         """(B, T, E) -> (B, T, E); `visible` is None for plain causal rows, else a mask (bool, over
         queries and keys) or the documents of packed rows (`visible_within`). Without `angles` the

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from mule.errors import CheckFailed, ModelError
 from mule.models.folder import load_model, model_state
 from mule.models.foreign import Part
 from mule.models.pickled import Tensor, Unpickled
+from mule.models.tensor_file import open_tensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Half a unit in the last place, relative to the value; a subnormal of fp16 may lose 2^-25.
@@ -130,7 +130,7 @@ def dequantised(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 def _read(found: Unpickled, part: Part) -> torch.Tensor:
     """The whole stored tensor of a part as it is, a float8 one as fp32 values."""
     source, scale = part.source, part.scale
-    with safe_open(found.file, framework="pt") as tensors:
+    with open_tensors(found.file) as tensors:
         weight = tensors.get_tensor(source)
         factors = tensors.get_tensor(scale) if scale else None
     if weight.dtype in _FLOAT8:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mule.batch import IGNORE, Batch
 from mule.models.attention import Attention, visible_within, within_window
-from mule.models.cache import KVCache
+from mule.models.cache import Cache, KVCache, SlotRows
 from mule.models.config import ModelConfig
 from mule.models.loss import Kernel, nll_sum, softmax_nll_, softmax_nll_by_rows_
 from mule.models.mlp import GatedMLP
@@ -60,7 +60,7 @@ class Block(nn.Module):
         x: torch.Tensor,
         angles: Angles | None,
         visible: torch.Tensor | None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> torch.Tensor:
         if self.training and torch.is_grad_enabled():
             return recomputed(self.recompute, self._apply_to, x, angles, visible)
@@ -71,7 +71,7 @@ class Block(nn.Module):
         x: torch.Tensor,
         angles: Angles | None,
         visible: torch.Tensor | None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> torch.Tensor:
         added = self.self_attn(self.input_layernorm(x), angles, visible, cache)
         if self.sandwich:
@@ -104,7 +104,7 @@ class Backbone(nn.Module):
         input_ids: torch.Tensor,
         positions: torch.Tensor,
         visible: torch.Tensor | None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         *,
         entering: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -138,7 +138,7 @@ class Backbone(nn.Module):
         x: torch.Tensor,
         positions: torch.Tensor,
         visible: torch.Tensor | None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> torch.Tensor:
         around: dict[Kind, tuple[Angles | None, torch.Tensor | None]] = {}
         for layer in layers:
@@ -151,12 +151,12 @@ class Backbone(nn.Module):
             x = layer(x, *around[layer.kind], cache)
         return x
 
-    def _angles(self, kind: Kind, positions: torch.Tensor, cache: KVCache | None) -> Angles | None:
+    def _angles(self, kind: Kind, positions: torch.Tensor, cache: Cache | None) -> Angles | None:
         if kind.rope == "none":
             return None
         if kind.rope == "local":
             return local_angles(positions, self.config)
-        length = None if cache is None else cache.length + positions.shape[1]
+        length = None if cache is None else cache.text_tokens(positions.shape[1])
         return model_angles(positions, self.config, cached_length=length)
 
 
@@ -252,6 +252,14 @@ class Decoder(nn.Module):
         cache.length += num_new
         return self._logits(hidden[:, -1])
 
+    def extend(self, input_ids: torch.Tensor, rows: SlotRows) -> torch.Tensor:
+        """Append (B, T) tokens to slots of a cache; logits (B, V) of the last ones.
+
+        A text that outgrows `changes_at` is the caller's to begin again.
+        """
+        mask = rows.mask(input_ids.shape[1])
+        return self._logits(self.model(input_ids, rows.positions, mask, rows)[:, -1])
+
     def set_training(self, *, dropout: float = 0.0, recompute: Recompute = "none") -> None:
         """What the blocks do in training mode only; before `compile_regions`."""
         for layer in self.model.layers:
@@ -300,7 +308,7 @@ def _kind(config: ModelConfig, layer: int) -> Kind:
 
 
 def _seen(
-    kind: Kind, positions: torch.Tensor, visible: torch.Tensor | None, cache: KVCache | None
+    kind: Kind, positions: torch.Tensor, visible: torch.Tensor | None, cache: Cache | None
 ) -> torch.Tensor | None:
     """What tokens see in a block of this kind, where `visible` is what full attention does."""
     if kind.window is None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -25,8 +24,11 @@ from mule.models.loadable import (
     without_weights,
 )
 from mule.models.pickled import PICKLE_SUFFIXES, convert_command
+from mule.models.tensor_file import open_tensors
 
 MAX_SHARD_BYTES = 4 * 2**30
+_MAX_NAME = 255  # of a file, on common systems
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def read_config(folder: Path | str) -> ModelConfig:
@@ -49,17 +51,26 @@ def weight_files(folder: Path | str) -> list[Path]:
     """The safetensors files of a model, each existing and inside the folder."""
     folder = Path(folder)
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        names = {"model.safetensors"}
-    else:
-        names = set(fsio.read_json(index).get("weight_map", {}).values())
+    names = _shard_names(index) if index.is_file() else {WEIGHTS}
     files = [folder / name for name in sorted(names)]
     for file in files:
-        if file.parent != folder:  # by its name; in the hub's cache the files are links
-            raise ModelError(f"{index}: names {file.name} outside the folder", "download it again")
         if not file.is_file():
             raise _missing(folder, file.name)
     return files
+
+
+def _shard_names(index: Path) -> set[str]:
+    """The files that an index names, each one beside it; in the hub's cache they are links."""
+    raw = fsio.read_json(index)
+    files = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise ModelError(f"{index}: has no weight_map of names and files", "download it again")
+    for name in files.values():
+        if Path(name).name != name or len(name) > _MAX_NAME:
+            raise ModelError(
+                f"{index}: names {name[:_MAX_NAME]!r}, outside the folder", "download it again"
+            )
+    return set(files.values())
 
 
 def load_model(
@@ -91,7 +102,7 @@ def load_weights(
         wanted.pop("lm_head.weight", None)
     missing = set(wanted)
     for file in weight_files(folder):
-        with _open(file) as tensors:
+        with open_tensors(file) as tensors:
             for name in tensors.keys():
                 if name not in wanted:
                     _refuse_extra(model, file, name)
@@ -171,16 +182,12 @@ def _missing(folder: Path, name: str) -> ModelError:
     )
 
 
-def _open(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{file}: not a readable safetensors file ({error})", "download or export it again"
-        ) from None
-
-
 def _check(tensor: torch.Tensor, parameter: torch.Tensor, place: str) -> None:
+    if tensor.dtype not in _DTYPES:
+        raise ModelError(
+            f"{place} is stored as {tensor.dtype}, which is no type of plain weights",
+            "save the model in float32, float16 or bfloat16",
+        )
     if tensor.shape != parameter.shape:
         raise ModelError(
             f"{place} has shape {tuple(tensor.shape)}, the config says {tuple(parameter.shape)}",

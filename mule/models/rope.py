@@ -21,12 +21,12 @@ def rope_angles(positions: torch.Tensor, dim: int, theta: float) -> Angles:
 
 
 def model_angles(
-    positions: torch.Tensor, config: ModelConfig, *, cached_length: int | None = None
+    positions: torch.Tensor, config: ModelConfig, *, cached_length: int | torch.Tensor | None = None
 ) -> Angles:
     """`rope_angles` as `config` scales them.
 
-    `cached_length` is what a cache will hold with these tokens; None: rows stand for themselves,
-    documents in them too, each of whose positions begin at 0.
+    `cached_length` is what a cache will hold with these tokens, (B,) where rows differ; None: rows
+    stand for themselves, documents in them too, each of whose positions begin at 0.
     """
     scaling, dim = config.rope_scaling, config.turned_dim
     if scaling is None:
@@ -145,7 +145,7 @@ def _longrope(
     positions: torch.Tensor,
     plain: torch.Tensor,
     scaling: RopeScaling,
-    cached_length: int | None,
+    cached_length: int | torch.Tensor | None,
 ) -> torch.Tensor:
     """The short factors, or the long ones for a text beyond the original length: that of the whole
     text, for all its positions. Source: Ding et al. 2024 (LongRoPE), as Phi-3 computes it."""
@@ -153,7 +153,11 @@ def _longrope(
         plain / plain.new_tensor(factors) for factors in (scaling.short_factor, scaling.long_factor)
     )
     original = scaling.original_max_position_embeddings
-    if original is None or (cached_length or positions.shape[1]) <= original:
+    if original is None:
+        return short
+    if isinstance(cached_length, torch.Tensor):
+        return torch.where((cached_length > original)[:, None, None, None], long, short)
+    if (cached_length or positions.shape[1]) <= original:
         return short
     if cached_length is not None:
         return long

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from mule.models.folder import weight_files
+from mule.models.tensor_file import open_tensors
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -89,7 +89,7 @@ def measured(folder: Path, name: str, ids: Sequence[int], tokens: Tokens) -> lis
     if len(tokens.common) < LEAST_COMMON:
         return [False] * len(ids)
     for file in weight_files(folder):
-        with safe_open(file, framework="pt") as tensors:
+        with open_tensors(file) as tensors:
             if name not in tensors.keys():
                 continue
             stored = tensors.get_slice(name)

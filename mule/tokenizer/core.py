@@ -18,7 +18,7 @@ from mule.errors import ModelError, UserError
 from mule.tokenizer import files
 from mule.tokenizer.coverage import Coverage, not_unicode
 from mule.tokenizer.files import TokenizerParts
-from mule.tokenizer.stream import BYTES
+from mule.tokenizer.stream import BYTES, sentencepiece_bytes
 from mule.tokenizer.words import WordEncoder
 
 if TYPE_CHECKING:
@@ -198,6 +198,11 @@ class Tokenizer:
         if all(character in BYTES for character in token):
             return bytes(BYTES[character] for character in token)
         return token.encode()  # an added token is written as it is
+
+    def piece(self, token_id: int) -> bytes:
+        """The bytes a token adds to a text, of a special token its name."""
+        content = self.token_bytes(token_id)
+        return sentencepiece_bytes(self._token(token_id)) if content is None else content
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self.special_ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +18,14 @@ def _byte_characters() -> dict[str, int]:
 
 
 BYTES = _byte_characters()
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def sentencepiece_bytes(token: str) -> bytes:
+    """The bytes of a token as SentencePiece writes it: a space as U+2581, a lone byte as <0xNN>."""
+    if match := _BYTE.fullmatch(token):
+        return bytes.fromhex(match[1])
+    return token.replace("\u2581", " ").encode()
 
 
 class StreamDecoder:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 import mule
@@ -23,6 +22,7 @@ from mule.adapters.nf4 import QUANTIZED
 from mule.adapters.start import for_unchanged_base, trained_part
 from mule.errors import StorageError, UserError
 from mule.models.folder import model_state, save_model, weight_files
+from mule.models.tensor_file import open_tensors
 
 if TYPE_CHECKING:
     from mule.train.assemble import Parts
@@ -173,7 +173,7 @@ def _copy_into(targets: dict[str, torch.Tensor], *files: Path) -> None:
     """Fill all targets from the files; StorageError names one that none of them holds."""
     missing = set(targets)
     for file in files:
-        with safe_open(file, framework="pt") as tensors:
+        with open_tensors(file) as tensors:
             for name in missing.intersection(tensors.keys()):
                 stored = trained_part(tensors.get_tensor(name), targets[name].shape)
                 _copy(targets[name], stored)

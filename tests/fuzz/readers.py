@@ -75,6 +75,12 @@ def _packed(random: Random, pack: Callable[[bytes], bytes]) -> bytes:
     return pack(mutate(random, _lines()))
 
 
+def _broken(random: Random, kind: str) -> bytes:
+    from tests.fuzz import model_files  # which the other targets need not wait for
+
+    return mutate(random, getattr(model_files, kind)())
+
+
 TARGETS: dict[str, tuple[str, Callable[[Random], bytes]]] = {
     "jsonl": (".jsonl", lambda random: mutate(random, _lines())),
     "list": (".json", lambda random: mutate(random, _lists())),
@@ -85,11 +91,18 @@ TARGETS: dict[str, tuple[str, Callable[[Random], bytes]]] = {
     "txt": (".txt", lambda random: mutate(random, ["é\r\n".encode() * 50, b"\n\nplain\r\n"])),
     "gz": (".jsonl.gz", lambda random: _packed(random, gzip.compress)),
     "zst": (".jsonl.zst", lambda random: _packed(random, _zst)),
+    "gguf": (".gguf", lambda random: _broken(random, "ggufs")),
+    "safetensors": (".safetensors", lambda random: _broken(random, "safetensors")),
 }
 
 
 def read(file: Path) -> None:
     """Read all of `file`; every row and every problem must be well formed."""
+    if file.suffix in (".gguf", ".safetensors"):
+        from tests.fuzz import model_files
+
+        (model_files.read_gguf if file.suffix == ".gguf" else model_files.read_safetensors)(file)
+        return
     if data_suffix(file) == ".txt":
         for text, line in read_text_parts(file):
             assert text.encode()

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mule.commands import docs
+from mule.commands import docs, docs_serve, docs_verify
 from mule.config.docs import DOCS, MARKDOWN, SCHEMA, config_markdown, json_schema
 from mule.errors import UserError
 
@@ -25,7 +25,11 @@ def test_the_json_schema_is_fresh() -> None:
     assert json.loads(_text(SCHEMA)) == json_schema(), REMEDY
 
 
-PAGES = (docs.SIZES_PAGE, docs.PERFORMANCE_PAGE, docs.DATA_PAGE, docs.CHOOSE_PAGE)
+PAGES = (
+    *(docs.SIZES_PAGE, docs.PERFORMANCE_PAGE, docs.DATA_PAGE, docs.CHOOSE_PAGE),
+    docs_serve.PAGE,
+    docs_verify.PAGE,
+)
 
 
 @pytest.mark.parametrize("page", PAGES)

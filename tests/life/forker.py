@@ -21,6 +21,8 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
+    import torch._dynamo  # what making a decoder imports: seconds of each child
+
     import mule.commands.train
     import mule.train.loop  # noqa: F401
 

@@ -216,7 +216,7 @@ _FULL = {  # what is being written when the disk fills up: the function, its cal
     "checkpoint": (_SAVE, 1, (*TRAIN, "--resume")),
     "log": (_STEP, 5, (*TRAIN, "--resume", "checkpoint.every_steps=1000")),
     "data": ("mule.train.assemble.prepared_rows", 1, (*TRAIN, "--name", "other")),
-    "export": ("mule.export.gguf._add_metadata", 1, ("export", "pretrain", "--types", "f16")),
+    "export": ("mule.export.gguf.add_metadata", 1, ("export", "pretrain", "--types", "f16")),
 }
 
 

@@ -35,6 +35,8 @@ STEPS = {
     "chat run": "chat lora --prompt hello --max-tokens 7 --json",
     "chat folder": "chat exports/lora/merged --prompt hello --max-tokens 7 --json",
     "chat GGUF": "chat exports/lora/lora-Q8_0.gguf --prompt hello --max-tokens 7 --json",
+    "chat all": "chat lora exports/lora/merged exports/lora/lora-Q8_0.gguf --prompt hello "
+    "--max-tokens 7 --temperature 0 --json",
 }
 
 
@@ -127,6 +129,10 @@ def test_chat_answers_from_a_run_a_folder_and_a_gguf(life: Life) -> None:
     for name in ("chat run", "chat folder", "chat GGUF"):
         assert life[name]["prompt"] == "hello"
         assert isinstance(life[name]["text"], str) and life[name]["tokens"] >= 1
+    together = life["chat all"]
+    models = ["lora", "merged", "lora-Q8_0"]
+    assert [answer["model"] for answer in together["answers"]] == models
+    assert [difference["model"] for difference in together["differences"]] == models[1:]
 
 
 def test_wrong_usage_exits_with_2(forker: Forker, home: Path, life: Life) -> None:

@@ -19,7 +19,7 @@ from mule.generate.llamacpp import LlamaCpp
 from tests.parity.tiny_families import MODELS, save_family
 from tests.parity.tiny_gguf import PROMPTS, TEXTS, VOCAB_ROWS, tiny_tokenizer
 
-TOKENS = 300
+TOKENS, CACHED_FROM = 300, 276
 
 
 def logits(model: torch.nn.Module, ids: list[int]) -> np.ndarray:
@@ -34,9 +34,18 @@ def test_logits_are_transformers(tmp_path: Path, name: str) -> None:
     ids = np.random.default_rng(0).integers(0, VOCAB_ROWS, TOKENS).tolist()
     expected = logits(model, ids)
     with LlamaCpp(tmp_path / "m.gguf", n_ctx=TOKENS, threads=1, exact=True) as runtime:
+        used = runtime.vocab_size
         found = runtime.logits(ids)
+        steps = [
+            (length, next(runtime.generate(ids[:length], max_tokens=1, stop_ids=[])))
+            for length in range(CACHED_FROM, TOKENS)
+        ]
     assert np.abs(expected).max() > 1  # the weights are no trifle
-    np.testing.assert_allclose(found, expected, atol=5e-3 if "gemma" in name else 1e-3)
+    most = 5e-3 if "gemma" in name else 1e-3
+    np.testing.assert_allclose(found, expected, atol=most)
+    for length, token in steps:  # each from the cache of the one before: one token is computed
+        row = expected[length - 1, :used]
+        assert row[token] >= row.max() - 2 * most, f"after {length} tokens"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -123,7 +123,7 @@ def test_sampling_follows_its_seed_and_its_limits(loaded: LlamaCpp) -> None:
     greedy = list(loaded.generate(ids, max_tokens=12))
     assert draw(top_k=1, seed=3) == draw(top_p=1e-9, seed=4) == draw(min_p=0.999, seed=5) == greedy
     assert max(draw(seed=6)) < loaded.vocab_size
-    unlike = list(loaded.generate(ids, max_tokens=12, repeat_penalty=1e6))
+    unlike = list(loaded.generate(ids, max_tokens=12, repeat_penalty=10.0))
     assert len(set(unlike)) == 12 and not set(unlike) & set(ids)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from gguf import GGUFReader, GGUFWriter
 from safetensors.torch import load_file, save_file
 
 from mule.errors import ModelError
-from mule.export import families, gguf, tokens
+from mule.export import families, gguf, logits_proof, tokens
 from mule.export.gguf import write_gguf
 from mule.export.limits import LIMITS, Limits
-from mule.export.verify import VerifyReport, verify
+from mule.export.origin import Origin
+from mule.export.quantize import Quantizer
+from mule.export.verify import verify
+from mule.export.verify_report import VerifyReport
 from tests.parity.tiny_gguf import (
     PROMPTS,
     TEXTS,
@@ -59,6 +63,7 @@ RANDOM_LIMITS = {
     "q2_k": Limits(1.5, 3.0, 3.0),
 }
 Tiny = tuple[Path, TorchReference]
+STEPS = "structure metadata tensors weights tokens template stops distributions greedy".split()
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +76,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tiny]:
     return models
 
 
+# The types that are tried in `make test`; tests/parity/test_good_exports.py tries trained models.
+QUICK = {"llama": ("f32", "f16", "q4_k_m"), "qwen3": ("bf16", "q8_0"), "llama-biases": ("f32",)}
+
+
 def check(file: Path, reference: TorchReference, **options: Any) -> VerifyReport:
     return verify(file, reference, texts=TEXTS, prompts=PROMPTS, threads=1, **options)
 
@@ -81,9 +90,9 @@ def check(file: Path, reference: TorchReference, **options: Any) -> VerifyReport
 @pytest.mark.parametrize(
     ("name", "type_name"),
     [
-        *(("llama", t) for t in LIMITS),
-        *(("qwen3", t) for t in LIMITS),
-        *(("llama-biases", t) for t in ("f32", "q4_k_m")),
+        pytest.param(name, kind, marks=[] if kind in quick else pytest.mark.slow)
+        for name, quick in QUICK.items()
+        for kind in LIMITS
     ],
 )
 def test_a_good_export_passes(
@@ -92,9 +101,14 @@ def test_a_good_export_passes(
     folder, reference = tiny[name]
     file = tmp_path / f"{type_name}.gguf"
     written = write_gguf(folder, file, type_name)
-    report = check(file, reference, limits=RANDOM_LIMITS.get(type_name))
+    limits = RANDOM_LIMITS.get(type_name)
+    report = check(file, reference, limits=limits, origin=Origin(folder))
     assert report.ok, report.failures
     assert report.tokens_equal and report.template_equal and report.stops
+    assert [check.name for check in report.checks] == STEPS and report.runtime == "llama.cpp"
+    assert all(check.ok for check in report.checks) and report.unchecked == []
+    assert report.weights is not None and report.weights["identical_blocks"] == 1
+    assert report.tokens_per_second > 0 and report.reference_tokens_per_second > 0
     assert report.num_texts >= 500 and report.num_tokens >= 200
     assert report.size_bytes == written.size_bytes == file.stat().st_size
     assert written.fallbacks == [] and len(written.notes) == 1
@@ -126,7 +140,7 @@ def test_report_is_a_json_object(tiny: dict[str, Tiny], tmp_path: Path) -> None:
     values = json.loads(json.dumps(check(tmp_path / "m.gguf", reference).as_dict()))
     assert values["ok"] is True and values["type"] == "f16"
     assert values["file"] == str(tmp_path / "m.gguf")
-    assert values["verdict"] == "the same model, within the limits of f16"
+    assert values["verdict"] == "f16: same perplexity, same answers on 2 of 2 prompts: fine"
     for name in ("kl_mean", "kl_p99", "top1", "ppl_reference", "ppl", "max_abs_logit"):
         assert isinstance(values[name], float)
     for name in ("tokens_equal", "stops", "template_equal", "greedy_equal"):
@@ -134,6 +148,7 @@ def test_report_is_a_json_object(tiny: dict[str, Tiny], tmp_path: Path) -> None:
     assert values["num_prompts"] == 2 and values["failures"] == []
     unmeasured = VerifyReport("m.gguf", "f16", 1, 16.0, failures=["x: y"]).as_dict()
     assert unmeasured["kl_mean"] is None and unmeasured["ok"] is False
+    assert unmeasured["tokens_equal"] is None and unmeasured["ppl_change"] is None
     assert unmeasured["verdict"] == "not the same model: x: y"
 
 
@@ -342,26 +357,29 @@ def test_another_chat_template_is_caught(tiny: dict[str, Tiny], tmp_path: Path) 
     assert "<|im_start|>model" in found["template"] and "<|im_start|>assistant" in found["template"]
 
 
-def test_a_cut_file_is_refused(tiny: dict[str, Tiny], tmp_path: Path) -> None:
+def test_a_cut_file_fails(tiny: dict[str, Tiny], tmp_path: Path) -> None:
     folder, reference = tiny["llama"]
     file = tmp_path / "m.gguf"
     write_gguf(folder, file, "f16")
     file.write_bytes(file.read_bytes()[: file.stat().st_size * 3 // 4])
-    with pytest.raises(ModelError, match=r"m\.gguf: cut short: tensor"):
-        check(file, reference)
+    report = check(file, reference)
+    assert report.failures[0].startswith("structure: cut short: tensor 'blk.")
+    assert report.verdict.startswith("not the same model: structure: cut short")
+    assert (report.type, report.tokens_equal, report.weights) == ("unknown", None, None)
+    with pytest.raises(ModelError, match="no such file"):
+        check(tmp_path / "other.gguf", reference)
 
 
-def test_a_quantised_file_with_broken_blocks_is_refused(
-    tiny: dict[str, Tiny], tmp_path: Path
-) -> None:
+def test_a_file_that_llama_cpp_refuses_fails(tiny: dict[str, Tiny], tmp_path: Path) -> None:
     folder, reference = tiny["llama"]
     file = tmp_path / "m.gguf"
     write_gguf(folder, file, "q8_0")
     content = bytearray(file.read_bytes())
     content[-3400:] = b"\xff" * 3400  # scales that are NaN
     file.write_bytes(content)
-    with pytest.raises(ModelError, match=r"m\.gguf: llama\.cpp could not load the file"):
-        check(file, reference)
+    report = check(file, reference, origin=Origin(folder))
+    assert re.match(r"weights: NaN in [\d,]+ places where the model holds", report.failures[0])
+    assert report.failures[1].startswith("runtime: llama.cpp could not load the file")
 
 
 def test_a_file_of_another_type_needs_limits(tmp_path: Path, tiny: dict[str, Tiny]) -> None:
@@ -395,12 +413,17 @@ def test_float16_overflow_leaves_no_file(tiny: dict[str, Tiny], tmp_path: Path) 
 def test_a_write_that_does_not_read_back_is_refused(
     tiny: dict[str, Tiny], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = GGUFWriter.write_tensor_data
+    right = Quantizer.write
 
-    def flipped(self: GGUFWriter, tensor: np.ndarray, **options: Any) -> None:
-        right(self, -tensor if tensor.shape == (512, 256) else tensor, **options)
+    def flipped(self: Quantizer, file: Path, tensors: Any, done: Any) -> Any:
+        sums = right(self, file, tensors, done)
+        place = next(t.offset for t in tensors if t.name == "blk.0.ffn_gate.weight")
+        content = bytearray(file.read_bytes())
+        content[place + 3] ^= 1
+        file.write_bytes(content)
+        return sums
 
-    monkeypatch.setattr(GGUFWriter, "write_tensor_data", flipped)
+    monkeypatch.setattr(Quantizer, "write", flipped)
     with pytest.raises(ModelError, match=r"blk\.0\.ffn_gate\.weight was not read back"):
         write_gguf(tiny["llama"][0], tmp_path / "m.gguf", "f32")
     assert list(tmp_path.iterdir()) == []
@@ -409,7 +432,7 @@ def test_a_write_that_does_not_read_back_is_refused(
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: no such file"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
         (
             lambda folder: (folder / "model.safetensors").write_bytes(b"nonsense" * 99),
             "not a readable safetensors file",
@@ -440,3 +463,27 @@ def test_an_unknown_type_lists_the_known(tiny: dict[str, Tiny], tmp_path: Path) 
         write_gguf(tiny["llama"][0], tmp_path / "m.gguf", "q1_0")
     assert error.value.message == "no GGUF type 'q1_0'"
     assert error.value.hint == f"choose among {', '.join(LIMITS)}"
+
+
+def test_prompts_beyond_the_time_are_not_asked(
+    tiny: dict[str, Tiny], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, reference = tiny["llama"]
+    write_gguf(folder, tmp_path / "m.gguf", "f32")
+    monkeypatch.setattr(logits_proof, "_ANSWERS_SECONDS", 0.0)
+    report = check(tmp_path / "m.gguf", reference)
+    assert report.ok and report.num_prompts == 1
+    assert report.notes[-1] == "1 of 2 prompts were asked: 0 seconds were over"
+
+
+def test_an_untrained_model_is_judged_by_its_weights(tiny: dict[str, Tiny], tmp_path: Path) -> None:
+    """Its distributions after quantising are far away, and that says nothing."""
+    folder, reference = tiny["qwen3"]
+    write_gguf(folder, tmp_path / "m.gguf", "q2_k")
+    report = check(tmp_path / "m.gguf", reference, origin=Origin(folder))
+    assert report.ok and report.trained is False and report.unchecked == ["distributions"]
+    assert report.uniformity > 0.9 and report.kl_mean > LIMITS["q2_k"].kl_mean / 10
+    (told,) = [each.detail for each in report.checks if each.ok is None]
+    assert re.match(
+        r"the model is untrained: its predictions have 9\d% of the entropy of gue", told
+    )

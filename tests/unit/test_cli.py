@@ -171,16 +171,28 @@ def test_a_failed_check_shows_its_table_and_exits_with_1(mule_cli: Mule, fake: A
     assert "m-Q4.gguf" in out and "2.5e-01" in out and "FAILED" in out
 
 
+def test_verify_asks_as_many_prompts_as_told(mule_cli: Mule, fake: Any) -> None:
+    asked = []
+    result = {"ok": True, "against": "m", "files": [FILE]}
+    fake("verify", "run", lambda *_args, **options: asked.append(options["prompts"]) or result)
+    mule_cli("verify", "m.gguf", "--prompts", "7")
+    mule_cli("verify", "m.gguf")
+    assert asked == [7, 50]
+    assert mule_cli("verify", "m.gguf", "--prompts", "-1")[0] == 2
+
+
 def test_export_types_are_a_list_of_lower_case_words(mule_cli: Mule, fake: Any) -> None:
     calls = []
-    result = {"folder": "exports/m", "files": [], "ollama": [], "docker": []}
-    fake("export", "run", lambda *args, **options: calls.append((args, options)) or result)
+    result = {"folder": "exports/m", "files": [], "ollama": [], "docker": [], "notes": []}
+    fake("export", "run_as", lambda *words: calls.append(words) or result)
     mule_cli("export", "m", "--types", "F16, q8_0")
-    mule_cli("export", "m")
-    assert calls == [
-        (("m",), {"types": ["f16", "q8_0"], "out": None, "base": None}),
-        (("m",), {"types": None, "out": None, "base": None}),
+    mule_cli("export", "m", "--adapter-only")
+    assert [(form, source, given["types"]) for form, source, given in calls] == [
+        ("--types", "m", ["f16", "q8_0"]),
+        ("--adapter-only", "m", None),
     ]
+    code, out, _ = mule_cli("export", "m", "--hf", "--adapter-only", "--json")
+    assert code == 2 and "write different things" in json.loads(out.splitlines()[-1])["error"]
 
 
 def test_runs_list_and_show_in_the_terminal(mule_cli: Mule, tmp_path: Path) -> None:

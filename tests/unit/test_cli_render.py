@@ -10,9 +10,8 @@ import pytest
 from rich.console import Console
 
 from mule import progress
-from mule.cli import render, talk
+from mule.cli import render
 from mule.cli.figures import duration, figure, figures_line, in_bytes, short
-from mule.errors import UserError
 
 
 def plain_console() -> tuple[Console, io.StringIO]:
@@ -143,76 +142,3 @@ def test_figures_know_their_units() -> None:
 def test_the_live_line_has_a_fixed_order_and_skips_what_it_does_not_know() -> None:
     fields = {"tokens_per_second": 12345.0, "loss": 2.5, "step": 3, "epoch": 0.5, "val_loss": None}
     assert figures_line(fields) == "epoch 0.50 · loss 2.5000 · 12.3k tok/s"
-
-
-# ---------------------------------------------------------------- the conversation
-
-
-class FakeChat:
-    def __init__(self) -> None:
-        from mule.generate.sampler import Sampling
-
-        self.sampling, self.max_tokens, self.system = Sampling(), 20, None
-        self.said: list[str] = []
-
-    def reply(self, text: str) -> Any:
-        if text == "too long":
-            raise UserError("the context is full", "/reset")
-        self.said.append(text)
-        yield from ("you said ", text)
-
-    def retry(self) -> Any:
-        yield "again"
-
-    def reset(self) -> None:
-        self.said.clear()
-
-
-def converse(monkeypatch: pytest.MonkeyPatch, *lines: str) -> tuple[FakeChat, str]:
-    console, out = plain_console()
-    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-    chat: Any = FakeChat()
-    talk.talk(chat, console)
-    return chat, out.getvalue()
-
-
-def test_a_conversation_streams_replies(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    chat, notices = converse(monkeypatch, "hello", "", "/retry", "/quit", "not read")
-    assert capsys.readouterr().out == "you said hello\nagain\n"
-    assert chat.said == ["hello"]
-    assert notices == ""
-
-
-def test_commands_change_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat, notices = converse(
-        monkeypatch,
-        *("hello", "/system You are a pirate", "/set temperature 0.5", "/set top_k 7"),
-        *("/set max_tokens 9", "/set colour 1", "/set top_p abc", "/set top_p 7", "/nonsense"),
-        *("too long", "/help"),
-    )
-    assert chat.said == []
-    assert chat.system == "You are a pirate"
-    assert (chat.sampling.temperature, chat.sampling.top_k) == (0.5, 7)
-    assert (chat.max_tokens, chat.sampling.top_p) == (9, 1.0)
-    for said in (
-        "error: there is no setting `colour`\nhint: one of temperature, top_k",
-        "error: `abc` is not a number\nhint: for example: /set top_p 1",
-        "error: top_p is 7.0; it must be",
-        "error: no command /nonsense",
-        "error: the context is full\nhint: /reset",
-        "/set NAME VALUE",
-    ):
-        assert said in notices
-
-
-def test_ctrl_c_stops_a_reply_and_not_the_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(_chat: FakeChat) -> Any:
-        yield "half"
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(FakeChat, "retry", stop)
-    chat, notices = converse(monkeypatch, "/retry", "still here")
-    assert "stopped; this reply is not kept" in notices
-    assert chat.said == ["still here"]

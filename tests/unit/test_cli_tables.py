@@ -41,6 +41,13 @@ FILE = {
     "top1": 0.9932,
     "ppl_reference": 2.2,
     "ppl": 2.25,
+    "ppl_change": 0.0227,
+    "bits_per_weight": 8.5,
+    "runtime": "llama.cpp",
+    "tokens_per_second": 58.8,
+    "reference_tokens_per_second": 12.5,
+    "verdict": "q8_0: 2.3% worse perplexity, same answers on 4 of 5 prompts: fine",
+    "checks": [{"name": "weights", "ok": True, "detail": "30 tensors"}],
     "num_greedy_equal": 4,
     "num_prompts": 5,
     "stops": True,
@@ -89,14 +96,39 @@ def test_export_shows_files_notes_and_the_next_programs(screen: Console) -> None
 
 
 def test_verify_shows_figures_and_what_failed(screen: Console) -> None:
-    bad = FILE | {"ok": False, "stops": False, "failures": ["stops: eos is missing"]}
+    failed = {"name": "stops", "ok": False, "detail": "eos is missing"}
+    bad = FILE | {
+        "ok": False,
+        "stops": False,
+        "verdict": "not the same model: stops: eos is missing",
+    }
+    bad |= {"failures": ["stops: eos is missing", "stops: token 3 ends nothing"]}
+    bad |= {"checks": [*FILE["checks"], failed]}
     tables.show_verify(screen, {"against": "exports/a/merged", "files": [FILE, bad]})
     text = shown(screen)
     assert "In llama.cpp, beside exports/a/merged" in text
-    good, failed = (line for line in text.splitlines() if line.startswith("a-Q8_0.gguf"))
-    assert "2.1e-05" in good and "99.32%" in good and "4/5" in good and good.rstrip().endswith("ok")
-    assert failed.rstrip().endswith("FAILED")
-    assert "exports/a/a-Q8_0.gguf: stops: eos is missing" in text
+    good, other = (line for line in text.splitlines() if line.startswith("a-Q8_0.gguf"))
+    for figure in ("8.50", "2.1e-05", "99.32%", "4/5", "2.250 (+2.27%)", "58.8 (12.5)"):
+        assert figure in good
+    assert good.rstrip().endswith("ok") and other.rstrip().endswith("FAILED")
+    assert "exports/a/a-Q8_0.gguf\n  q8_0: 2.3% worse perplexity" in text
+    assert "  not the same model: stops: eos is missing\n" in text
+    assert (
+        "  weights       ok           30 tensors\n  stops         FAILED       eos is missing"
+        in text
+    )
+    assert text.rstrip().endswith("stops: token 3 ends nothing")
+
+
+def test_verify_says_what_was_not_checked(screen: Console) -> None:
+    unchecked = {"name": "tokens", "ok": None, "detail": "llama.cpp is not installed here"}
+    file = FILE | {"runtime": "Mule", "tokens_equal": None, "stops": None, "ppl": None}
+    file |= {"tokens_per_second": None, "checks": [*FILE["checks"], unchecked]}
+    tables.show_verify(screen, {"against": "m", "files": [file]})
+    text = shown(screen)
+    assert "In Mule, beside m" in text
+    assert "  tokens        not checked  llama.cpp is not installed here" in text
+    assert "  weights       ok" not in text
 
 
 def test_merge_shows_what_was_proven(screen: Console) -> None:

@@ -69,6 +69,13 @@ def test_without_validation_it_is_of_the_training_rows(tmp_path: Path) -> None:
     assert all(text.endswith("No.<|im_end|>\n") for text in sample["texts"])
 
 
+def test_up_to_fifty_prompts_beside_sixteen_texts(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Is it Paris?"}, {"role": "assistant", "content": "No."}]
+    file = _write(tmp_path / "t.jsonl", [{"messages": turns}] * 120)
+    sample = held_out_sample(DataSection(train=["absent"], valid=[file]), 5, TOKENIZER)
+    assert (len(sample["prompts"]), len(sample["texts"])) == (30, 15)  # each fourth, each eighth
+
+
 def test_settings_are_those_of_the_recipe() -> None:
     data = DataSection(
         train=["x"],

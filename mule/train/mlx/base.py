@@ -14,6 +14,7 @@ import torch
 from mule import fsio
 from mule.adapters.lora import LoraLinear
 from mule.errors import ModelError, UserError
+from mule.models.tensor_file import stored_tensors
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -43,6 +44,8 @@ def load_base(folder: Path, precision: str) -> nn.Module:
             f"{folder}: config.json names a program to run ({config['model_file']})",
             "use a model of a family that mlx-lm knows; Mule runs no code of a model folder",
         )
+    for file in sorted(folder.glob("*.safetensors")):
+        stored_tensors(file)  # checked before native code reads it
     try:
         model, _ = load_model(folder)
     except (ValueError, FileNotFoundError) as error:

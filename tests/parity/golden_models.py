@@ -1,0 +1,94 @@
+"""Tiny models whose weights are the same bits on every machine, for the golden hashes of quantisers.
+
+`tools/golden_quants.py` has llama.cpp's own quantiser make files of them, and records a hash of each
+tensor in golden_quants.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gguf import GGUFReader
+from safetensors.numpy import save_file
+
+from mule import fsio
+from mule.models.families import family
+from mule.models.foreign import expected
+from tests.parity.tiny_gguf import VOCAB_ROWS, tiny_tokenizer
+
+RECORD = Path(__file__).with_name("golden_quants.json")
+TYPES = ("q4_k_m", "q5_k_m", "q8_0", "q6_k", "q4_k_s", "q5_k_s", "q3_k_m", "q2_k", "iq4_xs")
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB_ROWS,
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 256,
+}
+# Nine layers: mixtures treat the first and last eighth apart. Rows of 320 and 160 do not divide into
+# blocks of 256, those of 328 into none.
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", "num_hidden_layers": 9},
+    "qwen2": {
+        "model_type": "qwen2",
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+    },
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 2,
+        "query_pre_attn_scalar": 64,
+        "sliding_window": 64,
+    },
+    "phi3": {"model_type": "phi3", "num_hidden_layers": 2, "sliding_window": None},
+    "odd rows": {
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "hidden_size": 320,
+        "head_dim": 40,
+        "intermediate_size": 328,
+    },
+}
+
+
+def write_golden_model(folder: Path, name: str) -> None:
+    """The folder of the model of MODELS called `name`: made of sums of whole numbers and products,
+    which every machine computes alike."""
+    raw = _SIZES | MODELS[name]
+    config = family(raw["model_type"]).from_hf(raw)
+    draw = np.random.RandomState(len(name))  # whose stream of numbers is frozen
+    weights = {key: _drawn(draw, shape) for key, shape in expected(config).items()}
+    tokenizer = tiny_tokenizer()
+    with fsio.atomic_folder(folder) as out:
+        tokenizer.save(out)
+        save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+        raw = family(config.family).to_hf(config) | {"eos_token_id": tokenizer.eos_id}
+        (out / "config.json").write_text(json.dumps(raw))
+
+
+def _drawn(draw: np.random.RandomState, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Bell-shaped, each row of another size, as those of a trained model."""
+    bell = sum(draw.randint(0, 2**16, shape).astype(np.int64) for _ in range(4)) - 2**17
+    gain = draw.randint(1, 2**8, (shape[0], *[1] * (len(shape) - 1)))
+    return (bell * gain).astype(np.float32) * np.float32(2.0**-28)
+
+
+def tensor_record(file: Path) -> dict[str, str]:
+    """Of each tensor of more than one dimension: its type, and the beginning of its SHA-256."""
+    return {
+        tensor.name: f"{tensor.tensor_type.name} {_sha256(tensor.data)[:16]}"
+        for tensor in GGUFReader(file).tensors
+        if len(tensor.shape) > 1
+    }
+
+
+def _sha256(data: npt.NDArray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(data).data.cast("B")).hexdigest()
