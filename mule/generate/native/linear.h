@@ -25,7 +25,7 @@ constexpr long WIDENED_ROWS = 3 * TILE_ROWS;         // from here on bf16 is wid
 template <int ROWS, int COLUMNS, bool FRESH, class W, int... R, int... C, int... N>
 inline void dot_tile(const float* x, long x_stride, const W* w, long w_stride, long size, float* out,
                      Counted<R...>, Counted<C...>, Counted<N...>) {
-  Floats sums[] = {spread(0.0f * N)...};
+  Floats sums[] = {spread(0.0f * N)...};  // zeros, each in a register of its own
   long k = 0;
   for (; k + LANES <= size; k += LANES) {
     if constexpr (FRESH) (__builtin_prefetch(w + (2 * COLUMNS + C) * w_stride + k), ...);
@@ -48,8 +48,8 @@ inline void dot_tile(const float* x, long x_stride, const W* w, long w_stride, l
 
 // dot_tile for a number of rows known only now, 1 to TILE_ROWS.
 template <int COLUMNS, bool FRESH, class W>
-__attribute__((noinline)) void dot_rows(long rows, const float* x, long x_stride, const W* w, long w_stride,
-                                        long size, float* out) {
+__attribute__((noinline)) void dot_rows(long rows, const float* x, long x_stride, const W* w,
+                                        long w_stride, long size, float* out) {
   switch (rows) {
     case 1: return dot_tile<1, COLUMNS, FRESH>(x, x_stride, w, w_stride, size, out);
     case 2: return dot_tile<2, COLUMNS, FRESH>(x, x_stride, w, w_stride, size, out);
