@@ -93,7 +93,7 @@ def _zeros(file: Path) -> None:
         ("a.csv", _long_cell, r"a.csv:3: the row that begins here is longer than 64 MB", 2),
         ("a.jsonl.gz", _packed, "this looks like a decompression bomb", None),
         ("a.jsonl.zst", _packed, "this looks like a decompression bomb", None),
-        ("a.parquet", _dictionary, "", 2_000_000),
+        pytest.param("a.parquet", _dictionary, "", 2_000_000, marks=pytest.mark.slow),
         ("b.parquet", _large_values, "", 3_500),
         ("c.parquet", _zeros, "this looks like a decompression bomb", 1),
     ],

@@ -17,8 +17,8 @@ def lab(machine_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     server.close()
 
 
-# Minutes even with few trials; tests/unit/test_guard.py and test_guard_ranks.py are quicker.
-LONG = ("F9", "F11")
+# Long even with few trials; tests/unit/test_guard.py and test_guard_ranks.py are quicker.
+LONG = ("F3", "F6", "F9", "F11")
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
     return {key: draw(_VALUE) for key in [*needed, *more]}
 
 
-@pytest.mark.parametrize("threads", ["best", "all"])
+@pytest.mark.parametrize("threads", ["best", pytest.param("all", marks=pytest.mark.slow)])
 @given(
     given_rows=st.lists(rows(), min_size=1, max_size=4), format=st.sampled_from(["auto", *FORMATS])
 )

@@ -33,12 +33,18 @@ def _counts(result: dict[str, Any], severity: str) -> dict[str, int]:
         ("alpaca/alpaca_data_cleaned_first500.json", 500, "alpaca", {}),
         ("alpaca/instruction-data.json", 1100, "alpaca", {}),
         ("alpaca/identity.json", 91, "alpaca", {"placeholder": 85}),
-        ("gsm8k", 7473, "gsm8k", {}),
-        ("gsm8k/main", 7473, "gsm8k", {}),
-        ("dolly/databricks-dolly-3k.jsonl", 2996, "dolly", {}),
+        pytest.param("gsm8k", 7473, "gsm8k", {}, marks=pytest.mark.slow),
+        pytest.param("gsm8k/main", 7473, "gsm8k", {}, marks=pytest.mark.slow),
+        pytest.param("dolly/databricks-dolly-3k.jsonl", 2996, "dolly", {}, marks=pytest.mark.slow),
         ("oasst/oasst1-en-validation.messages.jsonl", 188, "oasst", {}),
         ("oasst/en_100_tree.jsonl", 100, "oasst", {}),
-        ("sharegpt/oasst1-en-validation-sharegpt.json", 911, "sharegpt", {}),
+        pytest.param(
+            "sharegpt/oasst1-en-validation-sharegpt.json",
+            911,
+            "sharegpt",
+            {},
+            marks=pytest.mark.slow,
+        ),
         ("sharegpt/glaive_toolcall_en_demo.json", 300, "sharegpt", {}),
         ("sharegpt/dummy_conversation.json", 500, "sharegpt", {}),
         ("hawaiian-pizza", 320, "messages", {"leak": 3, "near-leak": 45}),
@@ -47,16 +53,16 @@ def _counts(result: dict[str, Any], severity: str) -> dict[str, int]:
         ("preference/dpo_en_demo.json", 300, "preference", {"preference": 1}),
         ("preference/kto_en_demo.json", 300, "preference", {"preference": 1}),
         ("preference/instruction-data-with-preference.json", 1100, "preference", {"preference": 1}),
-        ("code/codegen-instruct.json", 4535, "alpaca", {}),
+        pytest.param("code/codegen-instruct.json", 4535, "alpaca", {}, marks=pytest.mark.slow),
         ("code/mbpp.jsonl", 974, "mbpp", {}),
         ("code/HumanEval.jsonl.gz", 164, "humaneval", {"evaluation-set": 1}),
-        ("roleplay", 1923, "alpaca", {}),
+        pytest.param("roleplay", 1923, "alpaca", {}, marks=pytest.mark.slow),
         ("c4", 300, "text_rows", {}),
         ("wikitext/wikitext-2/valid.txt", 60, "wikitext", {}),
-        ("wikitext/wiki_demo.txt", 1, "text", {}),
+        pytest.param("wikitext/wiki_demo.txt", 1, "text", {}, marks=pytest.mark.slow),
         ("tiny-shakespeare", 1, "text", {}),
         ("tinystories", 1000, "text", {}),
-        ("books-fr", 9, "text", {}),
+        pytest.param("books-fr", 9, "text", {}, marks=pytest.mark.slow),
     ],
 )
 def test_errors_of_each_file(name: str, rows: int, format: str, errors: dict[str, int]) -> None:
@@ -69,13 +75,13 @@ def test_errors_of_each_file(name: str, rows: int, format: str, errors: dict[str
 @pytest.mark.parametrize(
     "name",
     [
-        "gsm8k",  # thousands of numbers
+        pytest.param("gsm8k", marks=pytest.mark.slow),  # thousands of numbers
         "alpaca/alpaca_data_cleaned_first500.json",
-        "roleplay",
+        pytest.param("roleplay", marks=pytest.mark.slow),
         "mlx-wikisql",
-        "books-fr",  # accents on every line
+        pytest.param("books-fr", marks=pytest.mark.slow),  # accents on every line
         "tiny-shakespeare",
-        "wikitext/wiki_demo.txt",
+        pytest.param("wikitext/wiki_demo.txt", marks=pytest.mark.slow),
     ],
 )
 def test_clean_files_have_no_warning(name: str) -> None:
