@@ -1,26 +1,27 @@
-"""What a user can name as a model: a run, a folder, an adapter, a GGUF file."""
+"""What a user can name as a model: a run, a folder, an adapter, a GGUF file.
+
+torch is imported where weights are looked at: to find a GGUF file takes none.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from mule.adapters.chosen import chosen_checkpoint
-from mule.adapters.identity import check_base, recorded_base, recorded_quantization
-from mule.adapters.lora import load_lora
-from mule.adapters.nf4 import QUANTIZED
-from mule.adapters.qlora import load_quantized
 from mule.errors import ModelError
 from mule.hub.repo import address_of
-from mule.models.decoder import Decoder
-from mule.models.folder import load_model, read_config
 from mule.models.hub import fetch_model, hub_repo
 from mule.models.loadable import check_loadable, holdings_of
 from mule.models.pickled import PICKLE_SUFFIXES, convert_command
 from mule.run import Run
-from mule.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from mule.models.decoder import Decoder
+    from mule.tokenizer import Tokenizer
 
 RUNS = Path("runs")
 _MODEL = ("config.json", "adapter_config.json", "recipe.yaml")  # one of them is in a model's folder
@@ -75,6 +76,8 @@ def find_source(
     name = _name_of(folder)
     if not (folder / "adapter_config.json").is_file():
         return Source(name, model_dir=folder)
+    from mule.adapters.identity import check_base, recorded_base
+
     base = base or recorded_base(folder)
     if base is None:
         raise ModelError(
@@ -99,9 +102,22 @@ def find_source(
 
 
 def load_source(
-    source: Source, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    source: Source, *, dtype: torch.dtype | None = None, device: str = "cpu"
 ) -> tuple[Decoder, Tokenizer]:
-    """The decoder, with its adapter attached, and its tokenizer; QLoRA's on the base in 4 bits."""
+    """The decoder, with its adapter attached, and its tokenizer; QLoRA's on the base in 4 bits.
+
+    In float32 where no `dtype` is given.
+    """
+    import torch
+
+    from mule.adapters.identity import recorded_quantization
+    from mule.adapters.lora import load_lora
+    from mule.adapters.nf4 import QUANTIZED
+    from mule.adapters.qlora import load_quantized
+    from mule.models.folder import load_model, read_config
+    from mule.tokenizer import Tokenizer
+
+    dtype = dtype or torch.float32
     if source.model_dir is None:
         raise ModelError(f"{source.name}: a GGUF file runs in llama.cpp, not here", "use mule chat")
     quantized = recorded_quantization(source.adapter_dir) if source.adapter_dir else None

@@ -28,10 +28,11 @@ def open_chat(
     from contextlib import ExitStack
 
     from mule import progress
+    from mule.adapters.source import find_source
     from mule.generate.conversation import Conversation, Speaker
 
-    found = [_find(text, base) for text in sources]
-    names = _names(sources, [one.stem if isinstance(one, Path) else one.name for one in found])
+    found = [find_source(text, base=base) for text in sources]
+    names = _names(sources, [source.name for source in found])
     with ExitStack() as opened:
         speakers = []
         for name, source in zip(names, found, strict=True):
@@ -101,31 +102,18 @@ def _names(sources: Sequence[str], names: Sequence[str]) -> list[str]:
     ]
 
 
-def _find(text: str, base: str | None) -> Source | Path:
-    """What a model is; a GGUF file by its path alone, without importing torch, which takes seconds."""
-    if (path := Path(text)).suffix == ".gguf" and path.is_file():
-        return path
-    from mule.adapters.source import find_source
-
-    return find_source(text, base=base)
-
-
-def _open(source: Source | Path, *, mlx: bool, context: int | None) -> Talker:
+def _open(source: Source, *, mlx: bool, context: int | None) -> Talker:
     if mlx:
         return _open_on_mlx(source, context)
-    if isinstance(source, Path):
-        from mule.generate.llamacpp_batching import LlamaCppEngine
-
-        return LlamaCppEngine(source, context_tokens=context, max_rows=1)
     from mule.commands.serve import open_engine
 
     return open_engine(source, context=context, max_rows=1)
 
 
-def _open_on_mlx(source: Source | Path, context: int | None) -> Talker:
-    if isinstance(source, Path):
+def _open_on_mlx(source: Source, context: int | None) -> Talker:
+    if source.gguf_file is not None:
         raise UserError(
-            f"{source}: a GGUF file runs in llama.cpp, and --mlx is Apple's mlx-lm",
+            f"{source.gguf_file}: a GGUF file runs in llama.cpp, and --mlx is Apple's mlx-lm",
             "leave --mlx out, or name the run or folder the file was made from",
         )
     if context is not None:

@@ -92,7 +92,7 @@ def check(
 
     folder = gguf_files[0].parent
     record = read_record(folder)
-    named = against or (source_of(folder, record) if record else None)
+    named = against or source_of(folder, record)
     if named is None:
         raise UserError(
             f"{gguf_files[0]}: nothing says which adapter it was written from",

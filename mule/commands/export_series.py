@@ -118,7 +118,7 @@ def _importance(source: Path, record: dict[str, Any] | None, given: str) -> Impo
 
     if given.endswith(".gguf"):
         return read_imatrix(Path(given))
-    name = source_of(source.parent, record) if record is not None else None
+    name = source_of(source.parent, record)
     found = find_source(name) if name is not None else None
     if found is None or found.model_dir is None:
         raise UserError(

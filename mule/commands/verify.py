@@ -62,7 +62,7 @@ def run(
         return export_adapter.check(adapters, against=against, base=base, base_gguf=base_gguf)
     folder = files[0].parent
     record = read_record(folder)
-    named = against or (source_of(folder, record) if record else None)
+    named = against or source_of(folder, record)
     if named is None:
         raise UserError(
             f"{gguf}: nothing says which model it was written from",

@@ -53,7 +53,7 @@ from mule.models.folder import weight_files
 from mule.models.tensor_file import StoredTensor, open_tensors, stored_tensors
 
 _DTYPES = frozenset({"F64", "F32", "F16", "BF16"})  # safetensors' names
-Entry = str | int | Sequence[str]  # the value of an entry of the file
+Entry = str | int | float | Sequence[str]  # the value of an entry of the file
 
 
 def write_gguf(
@@ -223,6 +223,8 @@ def add_entries(writer: GGUFWriter, entries: Mapping[str, Entry]) -> None:
             writer.add_string(key, value)
         elif isinstance(value, int):
             writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
         else:
             writer.add_array(key, value)
 
@@ -248,11 +250,5 @@ def add_metadata(
     writer.add_layer_norm_rms_eps(shape.norm_eps)
     writer.add_rope_dimension_count(shape.rope.dim)
     writer.add_rope_freq_base(shape.rope.theta)
-    for key, value in (shape.rope.keys | shape.keys).items():
-        key = key.format(arch=writer.arch)
-        if isinstance(value, str):
-            writer.add_string(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        else:
-            writer.add_float32(key, value)
+    own = shape.rope.keys | shape.keys
+    add_entries(writer, {key.format(arch=writer.arch): value for key, value in own.items()})

@@ -65,9 +65,9 @@ def read_record(folder: Path) -> Record | None:
     return found
 
 
-def source_of(folder: Path, record: Record) -> str | None:
-    """What names the model that a folder was exported from, for mule.adapters.source."""
-    source = record.get("source")
+def source_of(folder: Path, record: Record | None) -> str | None:
+    """What names the model that a folder was exported from, for mule.adapters.source; if known."""
+    source = (record or {}).get("source")
     if not source or source.startswith("hf://"):
         return source or None
     path = os.path.normpath(folder / source)

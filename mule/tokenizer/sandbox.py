@@ -238,9 +238,13 @@ def _kept(value: Any) -> Any:
     """A text or list that was made, if it is small enough."""
     if isinstance(value, Sized):
         _fuel.get().spend(1 + len(value) // _CHARS_A_STEP)
-        if len(value) > MAX_TEXT_CHARS:
-            raise SecurityError(f"a text or list in it exceeds {MAX_TEXT_CHARS:,} characters")
+        _check_size(len(value))
     return value
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_TEXT_CHARS:
+        raise SecurityError(f"a text or list in it exceeds {MAX_TEXT_CHARS:,} characters")
 
 
 def _shown(value: Any) -> Any:
@@ -281,16 +285,13 @@ def _is_short_repeat(left: Any, right: Any) -> bool:
 def _check_replaced(text: str, old: str, new: str, count: int = -1) -> None:
     times = text.count(old) if count < 0 else min(count, text.count(old))
     size = len(text) + times * (len(new) - len(old))
-    if size > MAX_TEXT_CHARS:
-        raise SecurityError(f"a text or list in it exceeds {MAX_TEXT_CHARS:,} characters")
+    _check_size(size)
     _fuel.get().spend(1 + (len(text) + size) // _CHARS_A_STEP)
 
 
 def _join(values: Iterable[Any], between: str) -> str:
     texts = [_text(value) for value in _listed(values)]
-    size = sum(map(len, texts)) + len(between) * len(texts)
-    if size > MAX_TEXT_CHARS:
-        raise SecurityError(f"a text or list in it exceeds {MAX_TEXT_CHARS:,} characters")
+    _check_size(sum(map(len, texts)) + len(between) * len(texts))
     return _kept(between.join(texts))
 
 

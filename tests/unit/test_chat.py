@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -268,3 +270,19 @@ def test_a_damaged_file_never_reaches_llama_cpp(
     with pytest.raises(ModelError) as error:
         chat.run([str(file)], prompt="hello", sampling=GREEDY)
     assert message in error.value.message and "m.gguf" in error.value.message
+
+
+def test_a_gguf_file_is_opened_without_torch(folder: Path) -> None:
+    """Its import takes seconds, and the model runs in llama.cpp."""
+    code = (
+        "import sys\n"
+        "import mule.serve.app, mule.serve.server\n"
+        "from mule.adapters.source import find_source\n"
+        "from mule.commands.serve import open_engine\n"
+        "engine = open_engine(find_source(sys.argv[1]), context=64, max_rows=1)\n"
+        "engine.close()\n"
+        "print('torch' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", code, f"{folder}-f32.gguf"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.returncode) == ("False", 0), done.stderr
