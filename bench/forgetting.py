@@ -70,7 +70,8 @@ class Scale:
     pretrain_bytes: int = 300_000
     pretrain_steps: int = 300
     sft_steps: int = 300
-    epochs: int = 5
+    epochs: int = 12
+    adapter_rate: float = 5e-3
     row_length: int = 256
     valid_rows: int = 300
     threads: int | None = None  # as many as there are
@@ -195,7 +196,7 @@ class Bench:
         if warm is not None:
             words.append(f"adapter.warm_start={warm}")
         files = ",".join(str(self.folder / f"{hand}.jsonl") for hand in data)
-        summary = self._train(name, files, steps, 3e-3, words)
+        summary = self._train(name, files, steps, self.scale.adapter_rate, words)
         return {
             "updates": summary["steps"],
             "seconds": summary["tokens"] / summary["tokens_per_second"],
@@ -286,7 +287,8 @@ def _note(found: dict[str, Any]) -> str:
         f"Means over {len(found['seeds'])} seeds, and the range of the changes. "
         f"Model `{scale['model']}`, "
         f"LoRA rank 16 on all linear layers, {rows['old']:,} old and {rows['new']:,} new chats, "
-        f"{scale['epochs']} epochs. Seconds are those of the updates. {found['machine']['cpu']}, "
+        f"{scale['epochs']} epochs at {scale['adapter_rate']:g}. Seconds are those of the updates. "
+        f"{found['machine']['cpu']}, "
         f"{found['date']}, torch {found['torch']}; `{found['command']}`."
     )
 

@@ -46,18 +46,19 @@ def chosen_cadence(num_steps: int, per_epoch: float) -> tuple[int, str]:
     """Updates between evaluations: about ten of them, at the ends of epochs where that fits.
 
     Not more than three an epoch: a fifth of the chats is held out, and reading those three times
-    takes about as long as a quarter to a half of the epoch.
+    takes about as long as a quarter to a half of the epoch. Rounded up: the last update has one too,
+    which must not follow on the heels of another.
     """
     epochs = num_steps / per_epoch
     if epochs < 1:
-        every = max(1, num_steps // _MOST_AN_EPOCH)
+        every = math.ceil(num_steps / _MOST_AN_EPOCH)
         return every, f"{_MOST_AN_EPOCH} evaluations in less than an epoch"
     if epochs >= 2 * _EVALUATIONS:
         apart = int(epochs // _EVALUATIONS)
-        return max(1, int(apart * per_epoch)), f"one evaluation in {apart} epochs"
+        return math.ceil(apart * per_epoch), f"one evaluation in {apart} epochs"
     an_epoch = min(_MOST_AN_EPOCH, math.ceil(_EVALUATIONS / epochs))
     words = "an evaluation" if an_epoch == 1 else f"{an_epoch} evaluations"
-    return max(1, int(per_epoch / an_epoch)), f"{words} an epoch"
+    return math.ceil(per_epoch / an_epoch), f"{words} an epoch"
 
 
 def chosen_saves(num_steps: int, evaluate_every: int) -> tuple[int, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -45,15 +46,17 @@ def test_an_update_holds_more_of_many_chats(num_chats: int, examples: int) -> No
 def test_there_are_ten_evaluations_or_three_an_epoch(num_steps: int, per_epoch: float) -> None:
     every, reason = fine_tune.chosen_cadence(num_steps, per_epoch)
     epochs = num_steps / per_epoch
-    assert num_steps // every >= min(num_steps, 10, max(3, int(3 * epochs))) and reason
+    evaluations = math.ceil(num_steps / every)  # the last update has one
+    assert evaluations >= min(num_steps, 10, max(3, int(3 * epochs))) and reason
     assert num_steps // every <= max(2 * 10 + 2, 2 * epochs), (every, reason)
 
 
 def test_evaluations_come_at_the_ends_of_epochs() -> None:
     assert fine_tune.chosen_cadence(790, 79.0) == (79, "an evaluation an epoch")
-    assert fine_tune.chosen_cadence(240, 80.0) == (26, "3 evaluations an epoch")
+    assert fine_tune.chosen_cadence(240, 80.0) == (27, "3 evaluations an epoch")
+    assert fine_tune.chosen_cadence(76, 76.0) == (26, "3 evaluations an epoch")  # 26, 52, and 76
     assert fine_tune.chosen_cadence(2400, 80.0) == (240, "one evaluation in 3 epochs")
-    assert fine_tune.chosen_cadence(40, 80.0) == (13, "3 evaluations in less than an epoch")
+    assert fine_tune.chosen_cadence(40, 80.0) == (14, "3 evaluations in less than an epoch")
 
 
 def test_what_is_chosen_for_chats_and_why() -> None:
