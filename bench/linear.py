@@ -125,7 +125,7 @@ def table(plan: Plan) -> dict[str, Any]:
 def cell_of(size: str, length: int, plan: Plan) -> dict[str, Any]:
     """What one cell will train, and the memory it needs."""
     from mule.plan import memory
-    from mule.plan.resolve import new_model_config
+    from mule.plan.shape import new_model_config
 
     defaults = (f"model.vocab_size={SMALL_VOCABULARY}",) if size in SMALL else ()
     words = settings(defaults, plan.words)
@@ -172,7 +172,7 @@ def measure_cell(words: list[str]) -> dict[str, Any]:
     """Whole updates in this process: their time, and the most memory held."""
     import torch
 
-    from mule.plan.resolve import new_model_config
+    from mule.plan.shape import new_model_config
     from mule.train.assemble import model_and_optimizer
     from mule.train.step import train_step
 

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 RESULTS = ROOT / "bench" / "results" / "serve.json"
 PAGE = docs.settings.DOCS / docs.PERFORMANCE_PAGE
-_BANDWIDTH_BYTES, _BANDWIDTH_WIDTH, _BANDWIDTH_TRIALS = 2**30, 4096, 4
 
 WAYS = {
     "mule-bf16": Way("**Mule**, bf16", "serve.py", None, "one"),
@@ -274,21 +273,6 @@ def _bandwidth(job: ServeJob) -> float:
     return float(done.stdout.strip().splitlines()[-1])
 
 
-def read_bandwidth(threads: int, num_bytes: int = _BANDWIDTH_BYTES) -> float:
-    """The best of some sums and matrix-vector products of more memory than any cache holds."""
-    import torch
-
-    torch.set_num_threads(threads)
-    data = torch.ones(num_bytes // 4).view(-1, _BANDWIDTH_WIDTH)
-    vector = torch.ones(_BANDWIDTH_WIDTH)
-    best = 0.0
-    for read in (data.sum, lambda: data @ vector) * _BANDWIDTH_TRIALS:
-        started_at = time.perf_counter()
-        read()
-        best = max(best, num_bytes / (time.perf_counter() - started_at))
-    return best
-
-
 # ---------------------------------------------------------------- the table
 
 
@@ -402,7 +386,7 @@ def main(words: list[str]) -> None:
     if command == "one":
         print(json.dumps(mule_figures(ServeJob(**json.loads(rest[0])))))
     elif command == "bandwidth":
-        print(read_bandwidth(int(rest[0])))
+        print(machine.read_bandwidth(threads=int(rest[0])))
     elif command == "run":
         names, numbers = split(rest)
         run(names, **numbers)

@@ -33,6 +33,11 @@ class Batch:
         """How many tokens are trained; asked before `to`, since a device must be waited for."""
         return int((self.targets != IGNORE).sum())
 
+    @cached_property
+    def num_tokens(self) -> int:
+        """How many tokens are not padding; asked before `to` too."""
+        return int((self.segments != 0).sum())
+
     def rows(self, chosen: slice) -> Batch:
         """Some of the rows, without what is kept of them."""
         return Batch(
@@ -44,9 +49,9 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on another device, with its targets counted here."""
+        """The batch on another device, with its targets and tokens counted here."""
         names = ("input_ids", "targets", "positions", "segments")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
         batch = replace(self, **moved)
-        batch.__dict__["num_targets"] = self.num_targets
+        batch.__dict__.update(num_targets=self.num_targets, num_tokens=self.num_tokens)
         return batch

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _PEAK_SIZES = (1024, 2048, 4096)
 _PEAK_S = 0.3  # measuring time for each size
 _TOO_SLOW_S = 5.0  # a size expected to take longer for one product is left out
+_READ_BYTES, _READ_WIDTH = 2**30, 4096  # of floats in a row of what is read for the bandwidth
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -158,7 +159,7 @@ def _measure_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _best_rate(multiply: Callable[[], Any], wait: Callable[[], None], flops: float) -> float:
-    """The best FLOP/s of single calls within the measuring time; the first call warms up."""
+    """The most a second of single calls within the measuring time; the first call warms up."""
     best, calls, started_at = 0.0, 0, time.perf_counter()
     while calls < 2 or time.perf_counter() - started_at < _PEAK_S:
         before = time.perf_counter()
@@ -167,6 +168,24 @@ def _best_rate(multiply: Callable[[], Any], wait: Callable[[], None], flops: flo
         best = max(best, flops / (time.perf_counter() - before))
         calls += 1
     return best
+
+
+def read_bandwidth(
+    device: str = "cpu", threads: int | None = None, *, num_bytes: int = _READ_BYTES
+) -> float:
+    """Bytes a second that memory gives: the best of some sums and matrix-vector products of more
+    than any cache holds."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        data = torch.ones(num_bytes // 4, device=device).view(-1, _READ_WIDTH)
+        vector = torch.ones(_READ_WIDTH, device=device)
+        reads, wait = (data.sum, lambda: data @ vector), _waiter(data.device)
+        return max(_best_rate(read, wait, float(num_bytes)) for read in reads)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _waiter(device: torch.device) -> Callable[[], None]:

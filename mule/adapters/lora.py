@@ -22,6 +22,7 @@ from mule.config.adapter import LoraSection
 from mule.config.hints import near
 from mule.errors import ModelError
 from mule.models.decoder import Decoder
+from mule.models.stored import Names
 
 BaseLinear = nn.Linear | NF4Linear
 
@@ -117,10 +118,12 @@ def targeted(model: Decoder, settings: LoraSection) -> list[str]:
             f"set adapter.lora.last_layers to {num_layers} or less, or to -1 for all",
         )
     first = settings.first_block(num_layers)
-    linear = [name for name, layer in _linear_layers(model)]
+    linear, elsewhere = _by_their_names(model)
     found: set[str] = set()
     for target in linear if settings.target_modules == "all-linear" else settings.target_modules:
         named = {name for name in linear if f".{name}".endswith(f".{target}")}
+        if other := [name for name in elsewhere if f".{name}".endswith(f".{target}")]:
+            raise _other_name(target, other[0], elsewhere[other[0]], linear)
         if not named:
             raise _unknown_target(target, linear)
         found |= {name for name in named if _block_of(name) >= first}
@@ -138,6 +141,27 @@ def _linear_layers(model: Decoder) -> Iterator[tuple[str, BaseLinear]]:
     for name, module in model.model.layers.named_modules(prefix="model.layers"):
         if isinstance(module, BaseLinear) and ".lora_" not in name:
             yield name.removesuffix(".base_layer"), module
+
+
+def _by_their_names(model: Decoder) -> tuple[list[str], dict[str, str]]:
+    """The linear layers that files call what we do, and those that they call something else."""
+    names, linear, elsewhere = Names(model.config), [], {}
+    for name, _ in _linear_layers(model):
+        stored = names.parts(f"{name}.weight")
+        if stored == (f"{name}.weight",):
+            linear.append(name)
+        else:
+            elsewhere[name] = stored[0].removesuffix(".weight")
+    return linear, elsewhere
+
+
+def _other_name(target: str, name: str, stored: str, linear: list[str]) -> ModelError:
+    ends = dict.fromkeys(one.rpartition(".")[2] for one in linear)
+    return ModelError(
+        f"adapter.lora.target_modules names {target}: files of this family call {name} {stored}, and "
+        "no program would find the adapter of this layer again",
+        f"choose among {', '.join(ends)}",
+    )
 
 
 def _unknown_target(target: str, linear: list[str]) -> ModelError:

@@ -26,7 +26,7 @@ def load_quantized(
     model = _without_matrices(config, dtype)
     matrices = block_matrices(model)
 
-    def fill(name: str, parameter: nn.Parameter, tensor: torch.Tensor) -> None:
+    def fill(name: str, parameter: torch.Tensor, tensor: torch.Tensor) -> None:
         if name in matrices:
             _quantize(model, matrices[name], tensor, double_quant=double_quant)
         else:

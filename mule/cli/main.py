@@ -13,6 +13,7 @@ from mule.cli.convert_verb import convert
 from mule.cli.data_verbs import data_app
 from mule.cli.export_verbs import export, push, verify
 from mule.cli.imatrix_option import ExportCommand
+from mule.cli.lab_verbs import lab_app
 from mule.cli.perform import DEBUG, PLAIN, Base, Json, Result, perform, tabled
 from mule.cli.recipe_verbs import recipe_app
 from mule.cli.talk_verbs import chat, serve
@@ -23,6 +24,7 @@ _HELP = "Carry a small language model through its whole life, and prove every st
 app = typer.Typer(help=_HELP, add_completion=False, pretty_exceptions_enable=False, **PLAIN)
 runs_app = typer.Typer(help="Look at runs.", **PLAIN)
 app.add_typer(data_app, name="data")
+app.add_typer(lab_app, name="lab")
 app.add_typer(runs_app, name="runs")
 app.add_typer(recipe_app, name="recipe")
 
@@ -216,17 +218,24 @@ def bench(
     what: Annotated[
         str,
         typer.Argument(
-            help="train, compile, merge, all, or report to show what was measured before."
+            help="train, compile, merge, kv, all, or report to show what was measured before."
         ),
     ],
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[ADAPTER] [key=value]...",
-            help="Settings to measure with, as for train: model.size=10m. For merge: the adapter.",
+            metavar="[MODEL] [key=value]...",
+            help="Settings to measure with, as for train: model.size=10m. For merge: the adapter. "
+            "For kv: a model, or a shape such as 125m.",
             show_default=False,
         ),
     ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(help="For kv, of a shape: mha, gqa, gqa-N, mqa; several by commas."),
+    ] = None,
+    context: Annotated[str | None, typer.Option(help="For kv: tokens, as 128,1024.")] = None,
+    batch: Annotated[str | None, typer.Option(help="For kv: texts at once, as 1,8.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure speed on this machine, and keep the result below bench/results."""
@@ -234,7 +243,8 @@ def bench(
     def work() -> Result:
         from mule.commands import bench as command
 
-        return command.run(what, words or [])
+        options = {"attention": attention, "context": context, "batch": batch}
+        return command.run(what, command.with_options(what, words or [], options))
 
     perform(work, as_json=as_json)
 

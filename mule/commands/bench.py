@@ -43,7 +43,7 @@ def run(what: str, words: list[str], *, results: Path = RESULTS) -> dict[str, An
         return report(results)
     if what == "all":
         for name in BENCHES:
-            if name not in _OF_ADAPTERS:
+            if name not in _OF_WHAT_IS_NAMED:
                 _one(name, words, results)
         return report(results) | {"next": "make docs"}
     if what not in BENCHES:
@@ -54,9 +54,21 @@ def run(what: str, words: list[str], *, results: Path = RESULTS) -> dict[str, An
     return _one(what, words, results) | {"next": "mule bench report"}
 
 
+def with_options(what: str, words: list[str], options: dict[str, str | None]) -> list[str]:
+    """The words, and what was given as options of `mule bench kv`."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and what != "kv":
+        raise UserError(
+            f"--{next(iter(given))} is an option of `mule bench kv`",
+            f"leave it out: {what} has none",
+        )
+    return [*words, *(f"{name}={value}" for name, value in given.items())]
+
+
 def report(results: Path = RESULTS) -> dict[str, Any]:
     """What was measured before: a row for each file of results."""
     from mule.commands.bench_compile import row as compile_row
+    from mule.commands.bench_kv import row as kv_row
     from mule.commands.bench_merge import row as merge_row
 
     found = {
@@ -69,6 +81,8 @@ def report(results: Path = RESULTS) -> dict[str, Any]:
         shown["compiling"] = [compile_row(result) for result in found["compile"]]
     if found["merge"]:
         shown["merging"] = [merge_row(result) for result in found["merge"]]
+    if found["kv"]:
+        shown["caches"] = [kv_row(result) for result in found["kv"]]
     return shown | {"next": "mule bench train" if not rows else "make docs"}
 
 
@@ -78,7 +92,7 @@ def train(words: list[str]) -> dict[str, Any]:
     Loss and update are those of a run (`train_step`), in the precision and the micro-batch that a
     run would choose. Times are of whole updates, the making of the batch included.
     """
-    from mule.plan.resolve import new_model_config
+    from mule.plan.shape import new_model_config
     from mule.train.assemble import loss_scaler, model_and_optimizer
     from mule.train.meter import peak_memory_bytes
     from mule.train.step import train_step
@@ -166,12 +180,20 @@ def merging(words: list[str]) -> dict[str, Any]:
     return compare(words)
 
 
+def keeping_keys(words: list[str]) -> dict[str, Any]:
+    """What a cache of keys and values gains and takes; in mule/commands/bench_kv.py."""
+    from mule.commands.bench_kv import compare
+
+    return compare(words)
+
+
 BENCHES: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "train": train,
     "compile": compiling,
     "merge": merging,
+    "kv": keeping_keys,
 }
-_OF_ADAPTERS = {"merge"}  # measured of an adapter that is named, so not part of `all`
+_OF_WHAT_IS_NAMED = {"merge", "kv"}  # an adapter, a model or a shape; so not part of `all`
 
 
 # ---------------------------------------------------------------- one benchmark
@@ -246,7 +268,8 @@ def _resolved(recipe: Recipe) -> Resolved:
     """The recipe as a run on this machine would have it."""
     import torch
 
-    from mule.plan.resolve import Facts, new_model_config, resolve
+    from mule.plan.resolve import Facts, resolve
+    from mule.plan.shape import new_model_config
 
     fast_bf16, row_length = machine.has_fast_bf16(), recipe.data.max_seq_length
     facts = Facts(

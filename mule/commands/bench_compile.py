@@ -38,7 +38,7 @@ def compare(words: list[str]) -> dict[str, Any]:
     `faults` says where the compiler cut a function in two, and what it compiled again.
     """
     from mule.commands import bench
-    from mule.plan.resolve import new_model_config
+    from mule.plan.shape import new_model_config
 
     _refuse_compile(words)
     resolved = bench._resolved(bench._recipe(words))
@@ -57,6 +57,29 @@ def compare(words: list[str]) -> dict[str, Any]:
         "tokens_per_update": resolved.step_rows * resolved.recipe.data.max_seq_length,
         "model": bench._model_figures(resolved.recipe, new_model_config(resolved.recipe, 1)),
         "settings": settings,
+    }
+
+
+def measure_gain(words: list[str]) -> dict[str, Any]:
+    """One model, eager and compiled, rows of text: what compiling costs once and gains on and on.
+
+    `words` say all that decides an update. `gain` is how many times faster a compiled one is.
+    """
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="mule-bench-compile-") as folder:
+        for compiled in (False, True):
+            job = {"words": [*words, f"train.compile={compiled}".lower()], "kind": "rows"}
+            job |= {"timed": _TIMED, "timed_s": _TIMED_S}
+            found["compiled" if compiled else "eager"] = _in_a_process(job, Path(folder))
+    eager, compiled = found["eager"], found["compiled"]
+    return {
+        "graph_breaks": compiled["graph_breaks"],
+        "recompiles": compiled["recompiles"],
+        "compile_s": max(0.0, compiled["start_s"] - eager["start_s"]),
+        "gain": eager["update_s"] / compiled["update_s"],
+        "eager_update_s": eager["update_s"],
+        "compiled_update_s": compiled["update_s"],
+        "faults": compiled["faults"],
     }
 
 
@@ -112,7 +135,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from torch._dynamo.utils import counters
 
     from mule.commands import bench
-    from mule.plan.resolve import new_model_config
+    from mule.plan.shape import new_model_config
     from mule.train.assemble import loss_scaler, model_and_optimizer
     from mule.train.compiler import Watch
     from mule.train.step import train_step

@@ -207,7 +207,7 @@ def _from_settings(given: dict[str, Any], foreign: Foreign) -> ModelConfig:
     """
     from mule.config.load import load_recipe
     from mule.models.foreign import inferred, inferred_heads, query_rows
-    from mule.plan.resolve import new_model_config
+    from mule.plan.shape import new_model_config
 
     if "path" in given:
         raise ConfigError(

@@ -15,7 +15,7 @@ from mule.data.sources import FORMATS
 from mule.errors import UserError
 from mule.models import cost
 from mule.models.config import SIZES, ModelConfig
-from mule.plan.resolve import new_model_config
+from mule.plan.shape import new_model_config
 
 SIZES_PAGE, PERFORMANCE_PAGE, DATA_PAGE = "sizes.md", "performance.md", "data.md"
 CHOOSE_PAGE = "choose-a-model.md"

@@ -56,6 +56,16 @@ def read_layer(text: str, source: str, rank: int) -> Layer:
     return layer
 
 
+def read_node(node: Node, source: str, rank: int) -> Layer:
+    """The settings in the part of a file that is a recipe."""
+    layer = Layer(source, rank)
+    try:
+        _walk(layer, node, "")
+    except YamlProblem as problem:
+        layer.problems.append(f"{source}:{problem.line}: {problem.message}")
+    return layer
+
+
 def read_overrides(overrides: list[str], rank: int) -> Layer:
     """The settings in `section.key=value` words; values are YAML."""
     layer = Layer("command line", rank)

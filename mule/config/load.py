@@ -68,14 +68,10 @@ def load_recipe(
     layers = [*(_file_layers(file) if file else []), read_overrides(overrides, _COMMAND_LINE)]
     if assumed:
         layers.insert(0, _assumed_layer(assumed))
-    problems = [problem for layer in layers for problem in layer.problems]
-    settings = _merge(layers)
     source = str(path) if path is not None else "command line"
-    recipe = _validate(settings, problems, source)
-    if recipe and complete and (settings or not problems):
-        problems += [f"{source}: {missing}" for missing in _missing(recipe)]
+    recipe, settings, problems = check_layers(layers, source, complete=complete)
     if problems or recipe is None:
-        problems.sort(key=_line)
+        problems.sort(key=by_line)
         raise ConfigError(problems, "every key is described in docs/configuration.md")
     text = file.read_text(encoding="utf-8-sig") if file else ""
     if assumed:
@@ -83,6 +79,21 @@ def load_recipe(
     elif overrides:
         text += "".join(f"\n# command line: {word}" for word in overrides) + "\n"
     return Loaded(recipe, text, frozenset(recipe.given()), file, settings)
+
+
+def check_layers(
+    layers: list[Layer], source: str, *, complete: bool
+) -> tuple[Recipe | None, dict[str, Setting], list[str]]:
+    """The recipe that the layers give, later ones first; the settings it is made of; the problems.
+
+    `source` names the recipe in problems that are no setting's.
+    """
+    problems = [problem for layer in layers for problem in layer.problems]
+    settings = _merge(layers)
+    recipe = _validate(settings, problems, source)
+    if recipe and complete and (settings or not problems):
+        problems += [f"{source}: {missing}" for missing in _missing(recipe)]
+    return recipe, settings, problems
 
 
 # ---------------------------------------------------------------- assumed
@@ -132,7 +143,7 @@ def _file_layers(file: Path) -> list[Layer]:
     layers: list[Layer] = []
     seen: list[Path] = []
     while True:
-        layer = read_layer(_read(file), str(file), _MAX_PARENTS - len(layers))
+        layer = read_layer(recipe_text(file), str(file), _MAX_PARENTS - len(layers))
         layers.insert(0, layer)
         seen.append(file.resolve())
         setting = layer.settings.pop("extends", None)
@@ -163,7 +174,8 @@ def _parent(file: Path, setting: Setting, seen: list[Path]) -> tuple[Path | None
     return found, ""
 
 
-def _read(file: Path) -> str:
+def recipe_text(file: Path) -> str:
+    """The text of a recipe or campaign; ConfigError where it is none."""
     if file.stat().st_size > MAX_BYTES:
         problem = f"{file}: larger than {MAX_BYTES:,} bytes; not a recipe"
         raise ConfigError([problem], "give a recipe; `mule init` writes an example")
@@ -292,7 +304,7 @@ def _split(loc: tuple[int | str, ...]) -> tuple[str | None, tuple[int | str, ...
     return None, loc
 
 
-def _line(problem: str) -> tuple[bool, int]:
+def by_line(problem: str) -> tuple[bool, int]:
     """Sorts the problems of a file by line, and those of the command line last."""
     found = re.match(r".+?:(\d+): ", problem)
     return problem.startswith("command line:"), int(found[1]) if found else 0
@@ -303,7 +315,8 @@ def _missing(recipe: Recipe) -> list[str]:
     if not recipe.data.train:
         found.append("data.train is missing: the files to train on, as data.train: [corpus.txt]")
     model = recipe.model
-    shape = {key: getattr(model, key) for key in ("hidden_size", "num_layers", "num_heads")}
+    needed = ("hidden_size", "num_layers", *(("num_heads",) if model.attends else ()))
+    shape = {key: getattr(model, key) for key in needed}
     if model.path is None and model.size is None and not all(shape.values()):
         lacking = ", ".join(f"model.{key}" for key, value in shape.items() if value is None)
         given = any(shape.values())

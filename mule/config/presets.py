@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -11,6 +12,21 @@ MODELS, CATALOGUE = "models.json", "catalogue.json"
 
 def presets() -> dict[str, Path]:
     """Name -> file of each recipe that comes with Mule."""
+    return {name: file for name, file in _files().items() if not _is_campaign(file)}
+
+
+def preset_file(name: str) -> Path | None:
+    """The file of the recipe called `name`, with or without .yaml; None when there is none."""
+    return presets().get(name.removesuffix(".yaml"))
+
+
+def campaign_file(name: str) -> Path | None:
+    """The file of the campaign called `name`, with or without .yaml; None when there is none."""
+    file = _files().get(name.removesuffix(".yaml"))
+    return file if file is not None and _is_campaign(file) else None
+
+
+def _files() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in _FOLDERS:
         for file in sorted(folder.rglob("*.yaml")):
@@ -19,9 +35,9 @@ def presets() -> dict[str, Path]:
     return found
 
 
-def preset_file(name: str) -> Path | None:
-    """The file of the recipe called `name`, with or without .yaml; None when there is none."""
-    return presets().get(name.removesuffix(".yaml"))
+def _is_campaign(file: Path) -> bool:
+    """A campaign has variants; a recipe has none."""
+    return re.search(r"^variants:", file.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
 def catalogue_file(name: str) -> Path | None:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from mule.config.adapter import AdapterSection
+from mule.config.architecture import ModelSection as ModelSection
 from mule.config.optim import OptimSection as OptimSection
 from mule.config.section import Problem, Section, knob, section
 
@@ -42,73 +43,6 @@ TextFormat = Literal["text", "wikitext"]
 CHAT_FORMATS: tuple[str, ...] = get_args(ChatFormat)
 TEXT_FORMATS: tuple[str, ...] = get_args(TextFormat)
 _ONE_OF = (("steps", "epochs", "tokens"), ("step_rows", "step_tokens", "step_examples"))
-
-
-class ModelSection(Section):
-    """What is trained: a model to start from, a named size, or explicit dimensions."""
-
-    path: Text | None = knob(
-        None, "Model to start from: a run, a folder in Hugging Face layout, or a hub id."
-    )
-    revision: Text | None = knob(
-        None, "Of a hub id: the branch, tag or commit to take. What it names then is recorded."
-    )
-    size: Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?[mb]$")] | None = knob(
-        None,
-        "Named size of a new model, such as 25m; docs/sizes.md lists them. "
-        "Dimensions given beside it replace its own.",
-        form="a number followed by m or b, such as 25m",
-    )
-    family: Literal["llama", "qwen3"] = knob(
-        "qwen3", "Architecture of a new model, named as in transformers; qwen3 adds QK-norm."
-    )
-    hidden_size: Count | None = knob(None, "Width of the residual stream.")
-    num_layers: Count | None = knob(None, "Number of decoder blocks.")
-    num_heads: Count | None = knob(None, "Query heads of each attention layer.")
-    num_kv_heads: Count | None = knob(
-        None,
-        "Key and value heads: equal to num_heads is MHA, 1 is MQA, between them GQA. "
-        "Default: num_heads.",
-    )
-    head_dim: Count | None = knob(
-        None, "Width of one head, an even number. Default: hidden_size / num_heads."
-    )
-    intermediate_size: Count | None = knob(
-        None, "Width of the SwiGLU feed-forward layer. Default: chosen from hidden_size."
-    )
-    tie_embeddings: bool = knob(True, "Use the embedding matrix as the output head too.")
-    rope_theta: Annotated[float, Field(ge=1)] = knob(10_000.0, "Base of the rotary positions.")
-    max_position_embeddings: Count | None = knob(
-        None, "Longest context the model declares. Default: data.max_seq_length.", unit="tokens"
-    )
-    vocab_size: Count | None = knob(
-        None,
-        "Rows of the embedding matrix, at least the tokenizer's size. Default: the tokenizer's "
-        "size, rounded up.",
-    )
-
-    def idle(self) -> Iterator[Problem]:
-        if self.path is None:
-            why = "cannot take effect: a new model has no hub id; set model.path, or remove it"
-            yield Problem("revision", why, because="path")
-            return
-        why = f"cannot take effect: model.path={self.path} brings its own; remove one of the two"
-        for name in type(self).model_fields:
-            if name not in ("path", "revision"):
-                yield Problem(name, why, because="path")
-
-    def conflicts(self) -> Iterator[Problem]:
-        heads, kv_heads, hidden = self.num_heads, self.num_kv_heads, self.hidden_size
-        if heads and kv_heads and heads % kv_heads:
-            yield Problem("num_kv_heads", f"{kv_heads} does not divide num_heads = {heads}")
-        if self.head_dim and self.head_dim % 2:
-            yield Problem("head_dim", f"{self.head_dim} is odd; rotary positions need an even one")
-        if heads and hidden and not self.head_dim and hidden % (2 * heads):
-            yield Problem(
-                "num_heads",
-                f"hidden_size {hidden} / {heads} heads is not an even whole number; "
-                "change one of them, or give model.head_dim",
-            )
 
 
 class TokenizerSection(Section):

@@ -156,7 +156,7 @@ def prepare_pair(
     if given := valid or valid_files(train):
         make = partial(prepare, tokenizer=tokenizer, settings=settings, out_dir=out_dir)
         pair = make(train), make(given, valid=True)
-        _tell_overlap(*pair)
+        tell_overlap(*pair)
         return pair
     if not 0 < valid_share <= 0.5:
         raise UserError(
@@ -362,15 +362,15 @@ def _facts(output: Output, job: Job) -> dict[str, Any]:
     }
 
 
-def _tell_overlap(train: Shards, valid: Shards) -> None:
-    """Warn of validation items that are training items too."""
+def tell_overlap(train: Shards, valid: Shards, what: str = "validation") -> None:
+    """Warn of held-out items that are training items too; `what` they are for."""
     trained = np.concatenate([part.digests for part in train.parts])
     asked = np.concatenate([part.digests for part in valid.parts])
     count = int(np.isin(asked, trained).sum())
     if count:
         things = "conversations" if valid.kind == "chat" else "documents"
         progress.note(
-            f"{count:,} of {len(asked):,} validation {things} are in the training data, word for "
-            "word: the validation loss will look better than the model is",
+            f"{count:,} of {len(asked):,} {what} {things} are in the training data, word for "
+            f"word: the {what} loss will look better than the model is",
             "warning",
         )

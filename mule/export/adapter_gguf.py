@@ -148,13 +148,25 @@ def _names(
     """What llama.cpp calls each weight that the adapter changes."""
     known = get_tensor_name_map(family.arch, shape.layers)
     sizes = {
-        f"model.layers.{layer}.{name}.weight": tuple(getattr(shape, word) for word in words)
+        f"model.layers.{layer}.{name}": shape_of_weight
         for layer in range(shape.layers)
-        for name, words in family.layer.items()
+        for name, shape_of_weight in family.words(shape, layer).items()
+    }
+    stacked = {
+        part.source: name
+        for layer in range(shape.layers)
+        for name, stack in family.stacked(shape, layer).items()
+        for part in stack.parts
     }
     sizes["lm_head.weight"] = (shape.vocab, shape.hidden)
     names = {}
     for source, delta in deltas.items():
+        if source in stacked:
+            raise UserError(
+                f"the adapter changes {source}, which is a part of {stacked[source]} in a GGUF file, "
+                "and an adapter there changes whole tensors",
+                "put it into its base (mule merge), then mule export the result",
+            )
         name = known.get_name(source, try_suffixes=(".weight",))
         if name is None or sizes.get(source) != delta.shape:
             raise ModelError(

@@ -12,12 +12,13 @@ import numpy.typing as npt
 import torch
 
 from mule.errors import ModelError
-from mule.export.layout import from_llama_cpp
+from mule.export.layout import as_rows, from_llama_cpp, scattered
 from mule.export.origin import Original
 from mule.export.reference import TorchReference
 from mule.export.stored import StoredTensors
 from mule.models.decoder import Decoder, empty_decoder
 from mule.models.folder import read_config
+from mule.models.stored import Names
 from mule.tokenizer import Tokenizer
 
 
@@ -52,20 +53,30 @@ class DequantizedModel:
 
 @torch.no_grad()
 def _decoder(stored: StoredTensors, original: Original) -> Decoder:
-    model = empty_decoder(read_config(original.model_dir), torch.float32)
-    names: dict[str, str] = {}
-    for name, source in original.named.items():
-        if name in stored.infos:
-            names.setdefault(source, name)
-    for source, parameter in model.named_parameters():
-        if source not in names:
-            raise ModelError(f"the file has no tensor for {source}", "export the model again")
-        values = stored.values(names[source])
-        if values.shape != tuple(parameter.shape):
+    config = read_config(original.model_dir)
+    model, names = empty_decoder(config, torch.float32), Names(config)
+    parameters = dict(model.named_parameters())
+    missing = {parameter: tensor.numel() for parameter, tensor in parameters.items()}
+    for name, tensor in original.planned.items():
+        headed = name == "output.weight" and config.tie_embeddings
+        if name not in stored.infos or headed or not tensor.parts:
+            continue
+        values = stored.values(name)
+        if values.shape != tensor.shape:
             raise ModelError(
-                f"{names[source]} has shape {values.shape}, {source} {tuple(parameter.shape)}",
+                f"{name} has shape {values.shape}, the model's is {tensor.shape}",
                 "export the model again",
             )
-        values = from_llama_cpp(original.family, original.shape, source, values)
-        parameter.copy_(torch.from_numpy(values))
+        if len(tensor.parts) == 1:
+            source = tensor.source
+            values = from_llama_cpp(original.family, original.shape, source, values)
+        for part, rows in scattered(tensor.parts, values):
+            place = names.place(part.source)
+            if place.name in parameters:  # a layer that only the file needs has none
+                found = place.of(parameters[place.name])
+                found = as_rows(found)[part.first : part.first + part.count]
+                found.copy_(torch.from_numpy(rows))
+                missing[place.name] -= found.numel()
+    for name in (name for name, count in missing.items() if count):
+        raise ModelError(f"the file has no tensor for {name}", "export the model again")
     return model

@@ -15,6 +15,7 @@ from gguf.constants import GGMLQuantizationType
 
 from mule.export.families import interleave_heads
 from mule.export.layout import part_heads
+from mule.export.mixer_faults import mixer_faults
 from mule.export.origin import Origin
 from mule.export.weights_proof import (
     Prover,
@@ -47,6 +48,10 @@ _PARTS = {
     "ffn_gate": "gate",
     "ffn_up": "up",
     "ffn_down": "down",
+    "ffn_gate_exps": "the experts' gate",
+    "ffn_up_exps": "the experts' up",
+    "ffn_gate_shexp": "the shared expert's gate",
+    "ffn_up_shexp": "the shared expert's up",
     "token_embd": "the embedding",
     "output": "the head",
 }
@@ -177,6 +182,8 @@ def _faults(prover: Prover, suspect: _Suspect) -> Iterator[str]:
     if suspect.proof.num_broken:
         yield _broken(suspect)
         return
+    shape = prover.original.shape
+    yield from mixer_faults(name, suspect.found, suspect.wanted, shape, suspect.fits)
     yield from _wrong_rows(prover, suspect)
     if name.endswith("norm.weight"):
         for sign, words in ((-1, "norm + 1 forgotten"), (1, "norm + 1 twice")):
@@ -235,8 +242,9 @@ def _other_heads(suspect: _Suspect, flat: Values, heads: int, shape: object) -> 
 
 
 def _shifted(suspect: _Suspect) -> Iterator[str]:
-    of_tokens = suspect.proof.name in ("token_embd.weight", "output.weight")
-    what = "vocabulary rows" if of_tokens else "rows"
+    name = suspect.proof.name
+    what = "vocabulary rows" if name in ("token_embd.weight", "output.weight") else "rows"
+    what = "the router's rows" if "ffn_gate_inp." in name else what
     for shift in range(1, _MAX_SHIFT + 1):
         for sign, words in ((1, "down"), (-1, "up")):
             moved = np.roll(suspect.wanted, sign * shift, axis=0)
@@ -296,6 +304,7 @@ def _pair(name: str, other: str, *, mutual: bool) -> str:
         return f"layers {first} and {second} are swapped"
     if len(a) == len(b) == 4 and a[1] == b[1]:
         words = sorted(_PARTS.get(part[2], part[2]) for part in (a, b))
+        words[1] = words[1].rpartition("expert's ")[2].rpartition("experts' ")[2]  # of the same
         return f"{words[0]} and {words[1]} are swapped"
     return f"holds the weights of {other}"
 

@@ -129,18 +129,32 @@ def _require_step_down(header: GgufHeader, type_name: str) -> None:
 
 def _plan(header: GgufHeader, type_name: str, *, weighed: bool) -> list[PlannedTensor]:
     arch = header.metadata[Keys.General.ARCHITECTURE]
-    layers, heads, kv_heads = (
-        _count(header, key.format(arch=arch))
-        for key in (Keys.LLM.BLOCK_COUNT, Keys.Attention.HEAD_COUNT, Keys.Attention.HEAD_COUNT_KV)
+    layers = _count(header, Keys.LLM.BLOCK_COUNT.format(arch=arch))
+    heads = _count(header, Keys.Attention.HEAD_COUNT.format(arch=arch))
+    kv_heads = _kv_heads(header, Keys.Attention.HEAD_COUNT_KV.format(arch=arch), layers)
+    mixture = Mixture(
+        type_name,
+        layers,
+        all(tensor.name != "output.weight" for tensor in header.tensors),
+        heads // kv_heads[0] if kv_heads[0] else 0,
+        weighed,
+        attending=tuple(layer for layer, count in enumerate(kv_heads) if count),
+        experts=header.metadata.get(Keys.LLM.EXPERT_COUNT.format(arch=arch), 0),
     )
-    tied = all(tensor.name != "output.weight" for tensor in header.tensors)
-    mixture = Mixture(type_name, layers, tied, heads // kv_heads, weighed)
     return [
         PlannedTensor(
-            "", tensor.name, tensor.shape, *mixture.tensor_type(tensor.name, tensor.shape)
+            (), tensor.name, tensor.shape, *mixture.tensor_type(tensor.name, tensor.shape)
         )
         for tensor in header.tensors
     ]
+
+
+def _kv_heads(header: GgufHeader, key: str, layers: int) -> list[int]:
+    """Key/value heads of each layer: one number for all, or 0 where a layer does not attend."""
+    found = header.metadata.get(key)
+    if isinstance(found, list) and len(found) == layers and min(found) >= 0 < max(found):
+        return found
+    return [_count(header, key)] * layers
 
 
 def _count(header: GgufHeader, key: str) -> int:
@@ -158,12 +172,15 @@ def _context_length(header: GgufHeader) -> int:
     return _count(header, Keys.LLM.CONTEXT_LENGTH.format(arch=arch))
 
 
-def _rows(header: GgufHeader, place: int) -> WeightRows:
+def _rows(header: GgufHeader, place: int) -> tuple[WeightRows, ...]:
+    """A matrix; of experts one for each."""
     tensor = header.tensors[place]
-    *sizes, columns = tensor.shape
-    start = header.data_start + tensor.offset
-    return WeightRows(
-        str(header.file.absolute()), start, tensor.type.name, math.prod(sizes), columns
+    *matrices, rows, columns = (1, *tensor.shape)
+    start, size = header.data_start + tensor.offset, tensor.num_bytes // math.prod(matrices)
+    file, dtype = str(header.file.absolute()), tensor.type.name
+    return tuple(
+        WeightRows(file, start + number * size, dtype, rows, columns)
+        for number in range(math.prod(matrices))
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,9 +31,11 @@ from mule.errors import ModelError
 from mule.export.families import (
     Family,
     ModelShape,
+    Part,
     expected_weights,
     read_shape,
 )
+from mule.export.families.shape import Stack
 from mule.export.gguf_file import (
     GgufContent,
     GgufReport,
@@ -44,7 +47,7 @@ from mule.export.gguf_file import (
     write_head,
 )
 from mule.export.imatrix_file import ImportanceMatrix
-from mule.export.layout import norm_offset, turned_heads
+from mule.export.layout import is_decay, norm_offset, turned_heads
 from mule.export.mixtures import TYPES, Mixture, num_bytes
 from mule.export.quantize import Quantizer
 from mule.export.tokens import read_tokens
@@ -52,7 +55,7 @@ from mule.generate.weight_rows import WeightRows
 from mule.models.folder import weight_files
 from mule.models.tensor_file import StoredTensor, open_tensors, stored_tensors
 
-_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})  # safetensors' names
+_NUM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # by safetensors' names
 Entry = str | int | float | Sequence[str]  # the value of an entry of the file
 
 
@@ -143,7 +146,7 @@ class Weights:
                     f"{self.model_dir}: {name} has shape {found}, config.json says {shape}",
                     "the weights belong to another config.json",
                 )
-            if part.get_dtype() not in _DTYPES:
+            if part.get_dtype() not in _NUM_BYTES:
                 raise ModelError(
                     f"{self.model_dir}: {name} is stored as {part.get_dtype()}",
                     "export the model in float32, float16 or bfloat16",
@@ -152,29 +155,32 @@ class Weights:
     def load(self, name: str) -> npt.NDArray[np.float32]:
         return self.files[name].get_tensor(name).to(torch.float32).numpy()
 
-    def rows(self, name: str, *, heads: int = 0, added: float = 0.0) -> WeightRows:
-        """The rows of a weight; those of a vector are its numbers."""
-        file, stored = self._places[name]
-        num_rows, *columns = stored.shape
-        return WeightRows(
-            str(file.absolute()),
-            stored.start,
-            stored.dtype,
-            num_rows,
-            math.prod(columns),
-            heads,
-            added,
-        )
+    def whole(self, name: str) -> Part:
+        """All rows of a weight; those of a vector are its numbers."""
+        shape = self._places[name][1].shape
+        return Part(name, 0, math.prod(shape[:-1]) if len(shape) > 1 else shape[0])
+
+    def rows(self, part: Part, **change: Any) -> WeightRows:
+        """Where some rows of a weight are; `change` is what WeightRows does to them."""
+        file, stored = self._places[part.source]
+        columns = stored.shape[-1] if len(stored.shape) > 1 else 1
+        row_bytes = columns * _NUM_BYTES[stored.dtype]
+        start = stored.start + part.first * row_bytes
+        return WeightRows(str(file.absolute()), start, stored.dtype, part.count, columns, **change)
 
 
 def _rows(family: Family, shape: ModelShape, weights: Weights, tensor: PlannedTensor) -> Rows:
     """Where the numbers of a tensor are, in llama.cpp's order of rows."""
-    if not tensor.source:
+    if not tensor.parts:
         return shape.rope.factors[tensor.name]
-    return weights.rows(
-        tensor.source,
-        heads=turned_heads(family, shape, tensor.source),
-        added=norm_offset(family, tensor.source),
+    return tuple(
+        weights.rows(
+            part,
+            heads=turned_heads(family, shape, part.source),
+            added=norm_offset(family, part.source),
+            decay=is_decay(part.source),
+        )
+        for part in tensor.parts
     )
 
 
@@ -190,19 +196,55 @@ def plan_tensors(
 
     `weighed`: with an importance matrix, which changes what some tensors get.
     """
-    names = get_tensor_name_map(family.arch, shape.layers)
-    tied = "lm_head.weight" not in expected
-    mixture = Mixture(type_name, shape.layers, tied, shape.heads // shape.kv_heads, weighed)
+    mixture = _mixture(shape, type_name, tied="lm_head.weight" not in expected, weighed=weighed)
     plan = []
     for name, factors in shape.rope.factors.items():
         kind = GGMLQuantizationType.F32
-        plan.append(PlannedTensor("", name, factors.shape, kind, kind))
+        plan.append(PlannedTensor((), name, factors.shape, kind, kind))
+    for name, stack in _stacks(family, shape, expected).items():
+        kinds = mixture.tensor_type(name, stack.shape)
+        plan.append(PlannedTensor(stack.parts, name, stack.shape, *kinds))
+    return plan
+
+
+def _mixture(shape: ModelShape, type_name: str, *, tied: bool, weighed: bool) -> Mixture:
+    attending = shape.attention_layers
+    return Mixture(
+        type_name,
+        shape.layers,
+        tied,
+        shape.heads // shape.kv_heads if 0 in attending else 0,
+        weighed,
+        attending=attending,
+        experts=shape.experts.count if shape.experts else 0,
+    )
+
+
+def _stacks(
+    family: Family, shape: ModelShape, expected: dict[str, tuple[int, ...]]
+) -> dict[str, Stack]:
+    """Of every tensor, by its name: the weights in it, and its shape; layer by layer."""
+    names = get_tensor_name_map(family.arch, shape.layers)
+    stacks = {
+        name: stack
+        for layer in range(shape.layers)
+        for name, stack in family.stacked(shape, layer).items()
+    }
+    first: defaultdict[str, list[str]] = defaultdict(list)
+    for name, stack in stacks.items():
+        first[stack.parts[0].source].append(name)
+    taken = {part.source for stack in stacks.values() for part in stack.parts}
+    found: dict[str, Stack] = {}
     for source, sizes in expected.items():
+        found |= {name: stacks[name] for name in first[source]}
+        if source in taken:
+            continue
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise ModelError(f"{source} has no name in a GGUF file", "report this model to Mule")
-        plan.append(PlannedTensor(source, name, sizes, *mixture.tensor_type(name, sizes)))
-    return plan
+        count = math.prod(sizes[:-1]) if len(sizes) > 1 else sizes[0]
+        found[name] = Stack((Part(source, 0, count),), sizes)
+    return found
 
 
 def planned_bytes(model_dir: Path, type_name: str, weights: set[str]) -> int:
@@ -221,6 +263,8 @@ def add_entries(writer: GGUFWriter, entries: Mapping[str, Entry]) -> None:
         key = key if "." in key else f"general.{key}"
         if isinstance(value, str):
             writer.add_string(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
         elif isinstance(value, int):
             writer.add_uint32(key, value)
         elif isinstance(value, float):
@@ -243,12 +287,17 @@ def add_metadata(
     writer.add_embedding_length(shape.hidden)
     writer.add_feed_forward_length(shape.ffn)
     writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
+    of_layers = [shape.kv_heads * (i in shape.attention_layers) for i in range(shape.layers)]
+    writer.add_head_count_kv(of_layers if 0 in of_layers else shape.kv_heads)
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
     writer.add_vocab_size(shape.vocab)
     writer.add_layer_norm_rms_eps(shape.norm_eps)
-    writer.add_rope_dimension_count(shape.rope.dim)
-    writer.add_rope_freq_base(shape.rope.theta)
-    own = shape.rope.keys | shape.keys
+    if shape.rope.dim:
+        writer.add_rope_dimension_count(shape.rope.dim)
+        writer.add_rope_freq_base(shape.rope.theta)
+    if shape.experts is not None:
+        writer.add_expert_count(shape.experts.count)
+        writer.add_expert_used_count(shape.experts.used)
+    own = shape.rope.keys | shape.keys | (shape.ssm.entries() if shape.ssm else {})
     add_entries(writer, {key.format(arch=writer.arch): value for key, value in own.items()})

@@ -19,6 +19,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from mule import fsio, progress
 from mule.errors import ModelError
+from mule.export.families import Part
 from mule.export.mixtures import num_bytes
 from mule.export.quantize import FileTensor, Quantizer, Sums
 from mule.generate.gguf_header import GgufHeader, read_header
@@ -27,8 +28,8 @@ from mule.generate.weight_rows import WeightRows
 HEADER_BYTES = 64 * 2**20  # room for the vocabulary when asking for space on the disk
 _TOKENS = "tokenizer.ggml.tokens"
 
-Rows = WeightRows | npt.NDArray[np.float32]
-Importance = Mapping[str, npt.NDArray[np.float32]]  # of columns, by the name in the file
+Rows = tuple[WeightRows, ...] | npt.NDArray[np.float32]
+Importance = Mapping[str, npt.NDArray[np.float32]]  # as of FileTensor, by the name in the file
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,18 @@ class GgufReport:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor to write; `source` is its name in the folder, "" for one that is computed."""
+    """One tensor to write, of `parts` of the folder's weights; of none if it is computed."""
 
-    source: str
+    parts: tuple[Part, ...]
     name: str
     shape: tuple[int, ...]
     wanted: GGMLQuantizationType
     type: GGMLQuantizationType
+
+    @property
+    def source(self) -> str:
+        """The name in the folder of the first weight that it takes; "" for none."""
+        return self.parts[0].source if self.parts else ""
 
     @property
     def fallback(self) -> str:

@@ -6,6 +6,7 @@ tools/quantize/quantize.cpp of llama.cpp b11549.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,29 +30,32 @@ _F32 = GGMLQuantizationType.F32
 class ImportanceMatrix:
     """Of every matrix: the sums of the squares of what each of its columns is multiplied with.
 
-    `squares` (columns) float32 and `counts`, the tokens that were summed, by the name in a file.
+    `squares` (columns) float32 and `counts`, the tokens that were summed, by the name in a file; of
+    experts (experts, columns), and how many tokens each of them saw.
     `dataset` says in words what the tokens were; they came `chunk_tokens` at a time.
     """
 
     squares: Mapping[str, npt.NDArray[np.float32]]
-    counts: Mapping[str, int]
+    counts: Mapping[str, int | tuple[int, ...]]
     dataset: str
     chunk_tokens: int
 
     @property
     def num_tokens(self) -> int:
-        return max(self.counts.values())
+        return int(max(np.max(count) for count in self.counts.values()))
 
     @property
     def num_chunks(self) -> int:
         return -(-self.num_tokens // self.chunk_tokens)
 
     def columns(self) -> dict[str, npt.NDArray[np.float32]]:
-        """The mean squares, as ggml's quantisers take them."""
-        return {
-            name: np.ascontiguousarray(sums / np.float32(max(self.counts[name], 1)), np.float32)
-            for name, sums in self.squares.items()
-        }
+        """The mean squares, as ggml's quantisers take them; ones of an expert that saw no token."""
+        columns = {}
+        for name, sums in self.squares.items():
+            tokens = np.asarray(self.counts[name], np.float32)[..., None]
+            means = np.where(tokens > 0, sums / np.maximum(tokens, 1), 1)
+            columns[name] = np.ascontiguousarray(means, np.float32)
+        return columns
 
     def entries(self) -> dict[str, str | int]:
         """What a file that was quantised with it says of it; llama-quantize's keys."""
@@ -68,10 +72,11 @@ class ImportanceMatrix:
         for name, sums in self.squares.items():
             if name not in shapes:
                 raise ModelError(f"the importance matrix has {name}, the model does not", hint)
-            if sums.shape != shapes[name][1:]:
+            *experts, _rows, columns = shapes[name]
+            if sums.shape != (*experts, columns):
                 raise ModelError(
                     f"the importance matrix has {sums.size} columns for {name}, "
-                    f"the model {shapes[name][-1]}",
+                    f"the model {math.prod((*experts, columns))}",
                     hint,
                 )
 
@@ -86,7 +91,8 @@ def write_imatrix(file: Path, matrix: ImportanceMatrix) -> None:
     writer.add_uint32(_KEYS.CHUNK_SIZE, matrix.chunk_tokens)
     for name in sorted(matrix.squares):
         writer.add_tensor(f"{name}{_SQUARES}", matrix.squares[name])
-        writer.add_tensor(f"{name}{_COUNTS}", np.array([matrix.counts[name]], np.float32))
+        counts = np.array(matrix.counts[name], np.float32).reshape(-1, 1)
+        writer.add_tensor(f"{name}{_COUNTS}", counts if len(counts) > 1 else counts[0])
     with fsio.stream_file(file, _require_readable) as temporary:
         try:
             writer.write_header_to_file(temporary)
@@ -123,9 +129,13 @@ def read_imatrix(file: Path) -> ImportanceMatrix:
         sums, count = _numbers(header, tensors[name]), np.zeros(0)
         if f"{matrix}{_COUNTS}" in tensors:
             count = _numbers(header, tensors[f"{matrix}{_COUNTS}"])
-        if count.size != 1 or not np.isfinite(sums).all() or sums.min() < 0 or not count[0] >= 0:
+        sums = sums.reshape(tensors[name].shape)
+        sums = sums[0] if len(sums) == 1 and sums.ndim > 1 else sums
+        fitting = count.size == (len(sums) if sums.ndim > 1 else 1)
+        if not fitting or not np.isfinite(sums).all() or sums.min() < 0 or not count.min() >= 0:
             raise ModelError(f"{file}: {matrix} has no usable sums and count", hint)
-        squares[matrix], counts[matrix] = sums, round(float(count[0]))
+        tokens = tuple(round(float(number)) for number in count)
+        squares[matrix], counts[matrix] = sums, tokens if sums.ndim > 1 else tokens[0]
     if not squares:
         raise ModelError(f"{file}: an importance matrix without entries", hint)
     dataset = ", ".join(header.metadata.get(_KEYS.DATASETS) or ["unknown"])

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from gguf.constants import GGMLQuantizationType
 
 from mule.errors import ModelError
 from mule.export.families import expected_weights, read_shape
-from mule.export.gguf import Weights
+from mule.export.gguf import Weights, plan_tensors
 from mule.generate.weight_rows import NotFiniteError, WeightRows
 
 _F16_MAX = 65504.0
@@ -61,11 +62,14 @@ def choose_master(model_dir: Path) -> Master:
 
 
 def _matrices(model_dir: Path) -> dict[str, WeightRows]:
+    """The weights that such a file rounds: small ones stay in float32."""
     family, shape = read_shape(model_dir)
     weights = Weights(model_dir)
     expected = expected_weights(family, shape, set(weights.files))
     weights.check(expected)
-    return {name: weights.rows(name) for name, sizes in expected.items() if len(sizes) > 1}
+    plan = plan_tensors(family, shape, expected, "f16")
+    sources = [part.source for t in plan for part in t.parts if t.type == GGMLQuantizationType.F16]
+    return {name: weights.rows(weights.whole(name)) for name in dict.fromkeys(sources)}
 
 
 def _look(fit: _Fit, name: str, rows: WeightRows) -> None:

@@ -5,7 +5,7 @@ An adapter of QLoRA was trained on a base in 4 bits, so on other weights than th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from mule.adapters.qlora import block_matrices
 from mule.export.merge_probe import Distance, Rows, distance, logits_of
 from mule.models.config import ModelConfig
 from mule.models.decoder import Decoder
+from mule.models.stored import Names
 from mule.models.streamed import WeightReader, streamed_decoder
 
 # (name of a weight, its values) -> what an adapter was trained on
@@ -48,9 +49,8 @@ class Forms:
         def fill(name: str, part: nn.Module) -> None:
             self._fill_adapter(name, part)
             merge_lora(part)
-            for weight, parameter in part.named_parameters() if dtypes else ():
-                stored = self._reader.stored_name(f"{name}.{weight}")
-                parameter.copy_(parameter.to((dtypes or {})[stored]))
+            for stored, place in self._stored(name, part) if dtypes else ():
+                place.copy_(place.to((dtypes or {})[self._reader.stored_name(stored)]))
 
         return streamed_decoder(self.config, fill)
 
@@ -72,11 +72,20 @@ class Forms:
     def _reader(self) -> WeightReader:
         return WeightReader(self.folder)
 
+    @cached_property
+    def _names(self) -> Names:
+        return Names(self.config)
+
     def _fill(self, name: str, part: nn.Module) -> None:
+        for stored, place in self._stored(name, part):
+            tensor, values = self._reader.read(stored), self.values
+            place.copy_(values(stored, tensor) if values else tensor)
+
+    def _stored(self, name: str, part: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        """What the folder calls the weights of a part, with the views of them that are filled."""
         for weight, parameter in part.named_parameters():
-            tensor = self._reader.read(f"{name}.{weight}")
-            values = self.values
-            parameter.copy_(values(f"{name}.{weight}", tensor) if values else tensor)
+            for stored in self._names.parts(f"{name}.{weight}"):
+                yield stored, self._names.place(stored).of(parameter.detach())
 
     def _fill_adapter(self, name: str, part: nn.Module) -> None:
         self._fill(name, part)
@@ -91,7 +100,7 @@ class Forms:
 def quantized_values(config: ModelConfig, quantized: str) -> Values:
     """The base's weights as training with QLoRA saw them: through 4 bits and back."""
     with torch.device("meta"):
-        names = block_matrices(Decoder(config)).keys()
+        names = Names(config).all_stored(block_matrices(Decoder(config)))
 
     def values(name: str, weight: torch.Tensor) -> torch.Tensor:
         return round_trip(weight, quantized) if name in names else weight

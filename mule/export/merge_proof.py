@@ -87,7 +87,8 @@ class Proof:
 def require_memory(config: ModelConfig) -> None:
     """UserError unless what the proof holds at once fits into what is free."""
     embedding = config.vocab_size * config.hidden_size
-    part = max(1.5 * embedding, 3 * cost.layer_params(config))  # as stored, in fp32, and merged
+    block = max(cost.layer_params(config, layer) for layer in range(config.num_layers))
+    part = max(1.5 * embedding, 3 * block)  # as stored, in fp32, and merged
     logits = (NUM_RANDOM_ROWS + NUM_TEXT_ROWS) * PROBE_TOKENS * config.vocab_size
     needed = int(_BYTES * (part + _NUM_KEPT * logits))
     if (free := machine.available_bytes()) < needed:

@@ -17,6 +17,16 @@ _WORDS = {
     "feed_forward_length": "feed-forward size",
     "attention.head_count": "number of attention heads",
     "attention.head_count_kv": "number of key/value heads",
+    "expert_count": "number of experts",
+    "expert_used_count": "experts a token",
+    "expert_feed_forward_length": "width of an expert",
+    "expert_shared_feed_forward_length": "width of the shared expert",
+    "ssm.conv_kernel": "length of Mamba's convolution",
+    "ssm.inner_size": "channels of a Mamba layer",
+    "ssm.state_size": "state of a Mamba channel",
+    "ssm.time_step_rank": "time steps of a Mamba layer",
+    "ssm.group_count": "groups of a Mamba layer",
+    "rope.scaling.finetuned": "rotary positions",
     "attention.key_length": "head size",
     "attention.value_length": "head size of values",
     "vocab_size": "vocabulary size",
@@ -60,6 +70,7 @@ _DEFAULTS: dict[str, Any] = {
     "attention.sliding_window": 0,
     "residual_scale": 1.0,
     "embedding_scale": 1.0,
+    "rope.scaling.finetuned": True,
     "tokenizer.ggml.add_eos_token": False,
     "tokenizer.ggml.add_space_prefix": True,
 }
@@ -113,6 +124,7 @@ def _is_idle(end: str, ours: Mapping[str, Any]) -> bool:
 def _absent(end: str, ours: Mapping[str, Any]) -> Any:
     """The value that an entry which the model does not need stands for."""
     neutral = {"rope.scaling.type": "none", "rope.scaling.factor": 1.0, "logit_scale": 1.0}
+    neutral |= dict.fromkeys(("expert_count", "expert_used_count"), 0)
     return (neutral | _DEFAULTS).get(end, ours.get(_SAME_AS.get(end, "")))
 
 

@@ -1,7 +1,7 @@
 """Which tensor gets which type: llama.cpp's mixtures, and what a row that does not fit gets.
 
 Source: llama_tensor_get_type_impl, tensor_allows_quantization and tensor_type_fallback in
-src/llama-quant.cpp of llama.cpp b11549 (dense models).
+src/llama-quant.cpp of llama.cpp b11549.
 """
 
 from __future__ import annotations
@@ -37,14 +37,21 @@ _SMALLER_BLOCKS = {
     _T.Q6_K: _T.Q8_0,
 }
 _FULL = frozenset({_T.F32, _T.F16, _T.BF16})
+# Kept in float32: norms, the router of experts, the short convolution of Mamba.
+_FULL_NAMES = ("_norm.weight", "ffn_gate_inp.weight", "ssm_conv1d.weight")
+# Of a mixture of eight, as Mixtral's is: small beside the experts, so more bits cost little.
+_EIGHT = 8
+_OF_EIGHT = {"attn_v": _T.Q8_0, "attn_k": _T.Q8_0, "attn_output": _T.Q5_K}
+_FINER = frozenset({"q8_0", "q6_k", "q5_k_m", "q5_k_s"})  # these are no less already
 _MANY_GROUPED = 4  # query heads that share a key/value head, from which v gets more bits
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """One type for a model: of `num_layers`, with `grouped` query heads a key/value head.
+    """One type for a model: of `num_layers`, of which those `attending` have attention (None: all).
 
-    `weighed`: with an importance matrix.
+    `grouped`: query heads that share a key/value head in the first layer, 0 if that does not attend.
+    `weighed`: with an importance matrix. `experts` of a mixture; 0: none.
     """
 
     type_name: str
@@ -52,12 +59,15 @@ class Mixture:
     tied: bool
     grouped: int = 1
     weighed: bool = False
+    attending: tuple[int, ...] | None = None
+    experts: int = 0
 
     def tensor_type(
         self, name: str, shape: tuple[int, ...]
     ) -> tuple[GGMLQuantizationType, GGMLQuantizationType]:
         """The type of one GGUF tensor: as the mixture wants it, and as its row length allows."""
-        if len(shape) < 2 or name.endswith("_norm.weight") or not name.endswith(".weight"):
+        dimensions = len(shape) - next((i for i, size in enumerate(shape) if size > 1), len(shape))
+        if dimensions < 2 or not name.endswith(".weight") or name.endswith(_FULL_NAMES):
             return _T.F32, _T.F32
         wanted = TYPES[self.type_name][0]
         if wanted not in _FULL:
@@ -68,47 +78,58 @@ class Mixture:
         if name == "output.weight" or (self.tied and name == "token_embd.weight"):
             return most if most == _T.Q8_0 else _T.Q6_K
         part = name.split(".")
-        if part[0] != "blk" or self.type_name not in _MORE_BITS:
+        if part[0] != "blk":
             return most
-        matrix = "attn_v" if part[2] == "attn_qkv" else part[2]
-        return _MORE_BITS[self.type_name](self, matrix, int(part[1])) or most
+        matrix = part[2].removesuffix("_exps").removesuffix("_shexp")
+        matrix = "attn_v" if matrix == "attn_qkv" else matrix
+        if self.experts == _EIGHT and matrix in _OF_EIGHT:
+            more = _OF_EIGHT[matrix]
+            return most if more == _T.Q5_K and self.type_name in _FINER else more
+        if self.type_name not in _MORE_BITS:
+            return most
+        return _MORE_BITS[self.type_name](self, matrix, *self._place(matrix, int(part[1]))) or most
+
+    def _place(self, matrix: str, layer: int) -> tuple[int, int]:
+        """The number of a matrix among those of its kind, and how many there are."""
+        if matrix == "attn_v" and self.attending is not None:
+            return self.attending.index(layer), len(self.attending)
+        return layer, self.num_layers
 
 
 _Chosen = GGMLQuantizationType | None
 
 
-def _medium(mixture: Mixture, matrix: str, layer: int) -> _Chosen:
-    layers = mixture.num_layers
+def _medium(_: Mixture, matrix: str, layer: int, layers: int) -> _Chosen:
     eighth = layers // 8
     more = layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
     return _T.Q6_K if more and matrix in ("attn_v", "ffn_down") else None
 
 
-def _q4_k_s(mixture: Mixture, matrix: str, layer: int) -> _Chosen:
-    first = {"attn_v": 4, "ffn_down": mixture.num_layers // 8}.get(matrix, 0)
+def _q4_k_s(_: Mixture, matrix: str, layer: int, layers: int) -> _Chosen:
+    first = {"attn_v": 4, "ffn_down": layers // 8}.get(matrix, 0)
     return _T.Q5_K if layer < first else None
 
 
-def _iq4_xs(mixture: Mixture, matrix: str, layer: int) -> _Chosen:
+def _iq4_xs(mixture: Mixture, matrix: str, layer: int, layers: int) -> _Chosen:
     grouped = matrix == "attn_v" and mixture.grouped >= _MANY_GROUPED
-    early = matrix == "ffn_down" and layer < mixture.num_layers // 8 and not mixture.weighed
+    early = matrix == "ffn_down" and layer < layers // 8 and not mixture.weighed
     return _T.Q5_K if grouped or early else None
 
 
-def _q3_k_m(mixture: Mixture, matrix: str, layer: int) -> _Chosen:
+def _q3_k_m(_: Mixture, matrix: str, layer: int, layers: int) -> _Chosen:
     if matrix not in ("attn_v", "ffn_down", "attn_output"):
         return None
-    first = {"attn_v": 2, "ffn_down": mixture.num_layers // 16}.get(matrix, 0)
+    first = {"attn_v": 2, "ffn_down": layers // 16}.get(matrix, 0)
     return _T.Q5_K if layer < first else _T.Q4_K
 
 
-def _q2_k(mixture: Mixture, matrix: str, _: int) -> _Chosen:
+def _q2_k(mixture: Mixture, matrix: str, _layer: int, _layers: int) -> _Chosen:
     if matrix == "attn_v" and mixture.grouped >= _MANY_GROUPED:
         return _T.Q4_K
     return _T.Q3_K if matrix in ("attn_v", "ffn_down", "attn_output") else None
 
 
-_MORE_BITS: dict[str, Callable[[Mixture, str, int], _Chosen]] = {
+_MORE_BITS: dict[str, Callable[[Mixture, str, int, int], _Chosen]] = {
     "q5_k_m": _medium,
     "q4_k_m": _medium,
     "q4_k_s": _q4_k_s,

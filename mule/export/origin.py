@@ -20,7 +20,7 @@ from mule.adapters.source import Source
 from mule.errors import ModelError
 from mule.export.families import expected_weights, read_shape
 from mule.export.gguf import PlannedTensor, Weights, add_metadata, plan_tensors
-from mule.export.layout import to_llama_cpp
+from mule.export.layout import gathered, to_llama_cpp
 from mule.export.merge_forms import Values, quantized_values
 from mule.export.mixtures import TYPES
 from mule.export.tokens import TokenTable, read_tokens
@@ -99,10 +99,15 @@ class Original:
         return {tensor.name: tensor for tensor in plan}
 
     @cached_property
+    def planned(self) -> dict[str, PlannedTensor]:
+        """The tensors of the file, with what they take of the folder; a tied head too."""
+        tensors = self.tensors(next(iter(TYPES)))
+        return {"output.weight": tensors["token_embd.weight"]} | tensors
+
+    @cached_property
     def named(self) -> dict[str, str]:
-        """The names of weights in the folder, by those of the file's tensors; a tied head too."""
-        names = {name: tensor.source for name, tensor in self.tensors(next(iter(TYPES))).items()}
-        return {"output.weight": names["token_embd.weight"]} | names
+        """The first weight in the folder that a tensor of the file takes, by its name there."""
+        return {name: tensor.source for name, tensor in self.planned.items()}
 
     @cached_property
     def deltas(self) -> dict[str, Delta]:
@@ -116,17 +121,17 @@ class Original:
 
     def values(self, name: str) -> npt.NDArray[np.float32]:
         """The tensor `name` of the file, before its blocks are made."""
-        return self.from_folder(name, self.in_folder(name))
-
-    def from_folder(self, name: str, values: npt.NDArray) -> npt.NDArray[np.float32]:
-        """`values` of the folder's weight as the file's tensor `name` has them."""
-        return to_llama_cpp(self.family, self.shape, self.named[name], values)
-
-    def in_folder(self, name: str) -> npt.NDArray[np.float32]:
-        """The same as the folder has it, the adapter in it as `mule merge` puts it there."""
-        source = self.named[name]
-        if not source:
+        tensor = self.planned[name]
+        if not tensor.parts:
             return self.shape.rope.factors[name]
+        return gathered(tensor.parts, tensor.shape, self._in_file)
+
+    def _in_file(self, source: str) -> npt.NDArray[np.float32]:
+        """A weight of the folder with llama.cpp's order of rows and numbers."""
+        return to_llama_cpp(self.family, self.shape, source, self.in_folder(source))
+
+    def in_folder(self, source: str) -> npt.NDArray[np.float32]:
+        """A weight as the folder has it, the adapter in it as `mule merge` puts it there."""
         values = self.weights.load(source)
         if self.adapter_dir is None:
             return values
@@ -134,17 +139,17 @@ class Original:
         weight = self._seen(source, weight) if self._seen else weight
         if source in self.deltas:
             weight = self.deltas[source].merged(weight)
-        return weight.to(_STORED.get(self.stored_type(name), torch.float32)).float().numpy()
+        return weight.to(_STORED.get(self._stored_type(source), torch.float32)).float().numpy()
 
-    def stored_type(self, name: str) -> str:
-        """Safetensors' name of the type of the folder's weight."""
-        source = self.named[name]
-        return self.weights.files[source].get_slice(source).get_dtype() if source else "F32"
+    def _stored_type(self, source: str) -> str:
+        """Safetensors' name of the type of a weight."""
+        return self.weights.files[source].get_slice(source).get_dtype()
 
     def rounding(self, name: str) -> float:
         """What merging may have rounded away: the file may come from a merge in another type."""
-        merged = self.adapter_dir is not None and self.named[name] in self.deltas
-        return _ROUNDING.get(self.stored_type(name), 0.0) if merged else 0.0
+        sources = dict.fromkeys(part.source for part in self.planned[name].parts)
+        merged = [s for s in sources if self.adapter_dir is not None and s in self.deltas]
+        return max((_ROUNDING.get(self._stored_type(s), 0.0) for s in merged), default=0.0)
 
 
 def original_or_none(folder: Path, base: Path | None = None) -> Original | None:

@@ -42,16 +42,23 @@ Sums = list[tuple[int, int]]  # (number of bytes, their CRC-32), one after the o
 class FileTensor:
     """A tensor and its place: blocks of `type` from byte `offset` of the file on.
 
-    `called` is its name in errors. `rows` is where its numbers come from, or they themselves.
-    `importance` (columns) float32: the mean square of what each column is multiplied with.
+    `called` is its name in errors. `rows` is where its numbers come from, one matrix after another,
+    or they themselves. `importance` float32: the mean square of what each column is multiplied with,
+    (columns) for all rows, or (matrices, columns) for those of each matrix.
     """
 
     name: str
     called: str
-    rows: WeightRows | npt.NDArray[np.float32]
+    rows: tuple[WeightRows, ...] | npt.NDArray[np.float32]
     type: GGMLQuantizationType
     offset: int
     importance: npt.NDArray[np.float32] | None = None
+
+    def importance_of(self, matrix: int) -> npt.NDArray[np.float32] | None:
+        """What counts for one of the matrices."""
+        if self.importance is None or self.importance.ndim == 1:
+            return self.importance
+        return self.importance[matrix]
 
 
 class Quantizer:
@@ -144,17 +151,8 @@ class Quantizer:
         if isinstance(rows, np.ndarray):
             yield np.ascontiguousarray(encode(tensor.called, rows, tensor.type))
             return
-        copied = rows.dtype == tensor.type.name and not rows.added
-        step = max(1, _SLICE_WEIGHTS // rows.num_columns)
-        for first in range(0, rows.num_rows, step):
-            last = min(first + step, rows.num_rows)
-            try:
-                part = rows.stored(first, last) if copied else rows.values(first, last)
-            except NotFiniteError:
-                raise _not_finite(tensor.called) from None
-            if not copied:
-                part = encode(tensor.called, part, tensor.type, tensor.importance)
-            yield np.ascontiguousarray(part)
+        for number, matrix in enumerate(rows):
+            yield from _encoded_matrix(tensor, number, matrix)
 
     def _write_native(self, file: Path, batch: Sequence[_Part]) -> list[Sums]:
         assert self._runtime is not None
@@ -196,10 +194,12 @@ class Quantizer:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Rows `first` to `last` of a tensor."""
+    """Rows `first` to `last` of one matrix of a tensor, which has `before` rows ahead of it."""
 
     tensor: FileTensor
+    matrix: int
     rows: WeightRows
+    before: int
     first: int
     last: int
 
@@ -209,7 +209,7 @@ class _Part:
 
     @property
     def importance(self) -> npt.NDArray[np.float32] | None:
-        return self.tensor.importance if self.tensor.type in _WEIGHED else None
+        return self.tensor.importance_of(self.matrix) if self.tensor.type in _WEIGHED else None
 
     def request(self) -> dict[str, Any]:
         row_bytes = num_bytes((self.rows.num_columns,), self.tensor.type)
@@ -220,7 +220,7 @@ class _Part:
             "last": self.last,
             "type_id": int(self.tensor.type),
             "row_bytes": row_bytes,
-            "offset": self.tensor.offset + self.first * row_bytes,
+            "offset": self.tensor.offset + (self.before + self.first) * row_bytes,
             "important": self.importance is not None,
         }
 
@@ -230,15 +230,18 @@ def _batches(tensors: Iterable[FileTensor]) -> Iterator[list[_Part]]:
     batch: list[_Part] = []
     size = 0
     for tensor in tensors:
-        rows = tensor.rows
-        assert isinstance(rows, WeightRows), tensor.name
-        step = max(1, _REQUEST_WEIGHTS // rows.num_columns)
-        for first in range(0, rows.num_rows, step):
-            batch.append(_Part(tensor, rows, first, min(first + step, rows.num_rows)))
-            size += batch[-1].num_weights
-            if size >= _REQUEST_WEIGHTS:
-                yield batch
-                batch, size = [], 0
+        assert isinstance(tensor.rows, tuple), tensor.name
+        before = 0
+        for matrix, rows in enumerate(tensor.rows):
+            step = max(1, _REQUEST_WEIGHTS // rows.num_columns)
+            for first in range(0, rows.num_rows, step):
+                last = min(first + step, rows.num_rows)
+                batch.append(_Part(tensor, matrix, rows, before, first, last))
+                size += batch[-1].num_weights
+                if size >= _REQUEST_WEIGHTS:
+                    yield batch
+                    batch, size = [], 0
+            before += rows.num_rows
     if batch:
         yield batch
 
@@ -265,6 +268,20 @@ def encode(
     if kind in KQUANTS:
         return KQUANTS[kind](values, importance)
     return quantize_simple(values, kind)
+
+
+def _encoded_matrix(tensor: FileTensor, number: int, rows: WeightRows) -> Iterator[npt.NDArray]:
+    copied = rows.dtype == tensor.type.name and rows.as_stored
+    step = max(1, _SLICE_WEIGHTS // rows.num_columns)
+    for first in range(0, rows.num_rows, step):
+        last = min(first + step, rows.num_rows)
+        try:
+            part = rows.stored(first, last) if copied else rows.values(first, last)
+        except NotFiniteError:
+            raise _not_finite(tensor.called) from None
+        if not copied:
+            part = encode(tensor.called, part, tensor.type, tensor.importance_of(number))
+        yield np.ascontiguousarray(part)
 
 
 def takes_importance(kind: GGMLQuantizationType) -> bool:

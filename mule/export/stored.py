@@ -108,5 +108,5 @@ def in_blocks(
         given.write_bytes(rows.tobytes())
         made.write_bytes(b"")
         stored = WeightRows(str(given), 0, "F32", *rows.shape)
-        quantizer.write(made, [FileTensor(name, name, stored, kind, 0)], lambda _: None)
+        quantizer.write(made, [FileTensor(name, name, (stored,), kind, 0)], lambda _: None)
         return np.fromfile(made, np.uint8).reshape(len(rows), -1)

@@ -145,6 +145,10 @@ def wrong_tensors(
     if factors:
         missing = [name for name in missing if name not in factors]
         yield f"{', '.join(factors)} missing: the scaling of RoPE is left out"
+    shared = [name for name in missing if "_shexp." in name]
+    if shared:
+        missing = [name for name in missing if name not in shared]
+        yield f"the shared expert is left out: {len(shared)} missing, first {shared[0]}"
     if missing:
         yield f"{len(missing)} missing, first {missing[0]} ({expected[missing[0]].source})"
     allowed = {"output.weight"} if tied else set()
@@ -250,7 +254,8 @@ class Prover:
 
     def _theirs(self, other: Original, name: str) -> Values | None:
         """The tensor of another model as rows; None where it has none of this shape."""
-        if name not in other.named or other.named[name] not in ("", *other.weights.files):
+        tensor = other.planned.get(name)
+        if tensor is None or any(part.source not in other.weights.files for part in tensor.parts):
             return None
         theirs = other.values(name)
         return in_rows(theirs) if theirs.shape == self.stored.infos[name].shape else None

@@ -26,8 +26,9 @@ from mule.generate.native.decoder import NativeForward, can_be_native
 from mule.generate.request import Deliver, Ended, Event, Message, Request
 from mule.generate.sampler import Drawn, RowSampler
 from mule.generate.slots import Slot, Slots, common_length
-from mule.models.cost import kv_bytes_per_token
+from mule.models.cost import kv_bytes_per_token, state_bytes
 from mule.models.decoder import Decoder
+from mule.models.folder import read_config
 from mule.models.loadable import CONFIG
 from mule.models.rope import changes_at
 from mule.tokenizer import StreamDecoder, Tokenizer
@@ -46,11 +47,15 @@ def serving_dtype(folder: Path, *, adapted: bool) -> torch.dtype:
     """The precision to load a model folder in for an engine on the processor.
 
     bf16 where the processor multiplies it in hardware; and where the weights are stored in it and our
-    own C++ reads them, computing in fp32, which it does for models without an adapter (`adapted`).
+    own C++ reads them, computing in fp32, which it does for models without an adapter (`adapted`),
+    experts or state-space layers.
     """
     raw = fsio.read_json(folder / CONFIG)
     stored = raw.get("dtype") or raw.get("torch_dtype")
     reads_bf16 = stored == "bfloat16" and not adapted and library() is not None
+    if reads_bf16:
+        config = read_config(folder)
+        reads_bf16 = config.moe is None and config.mamba is None
     return torch.bfloat16 if machine.has_fast_bf16() or reads_bf16 else torch.float32
 
 
@@ -100,7 +105,7 @@ class BatchEngine:
         self._tokenizer, self._model_vocab_size = tokenizer, model.config.vocab_size
         self._long_text = changes_at(model.config)
         self._forward = open_forward(model, max_rows, self.context_tokens)
-        self._slots = Slots(max_rows)
+        self._slots = Slots(max_rows, whole=bool(model.config.mamba_layers))
         self._rows: list[_Row] = []  # in the order of their arrival
         self._waiting: deque[_Row] = deque()
         self._changed = threading.Condition()  # guards _waiting, _is_closed and the wish to look
@@ -243,6 +248,8 @@ class BatchEngine:
 
     def _should_wait(self, row: _Row) -> bool:
         """Whether a prompt being computed is about to give this one much of its beginning."""
+        if self._slots.whole:
+            return False
         ids = row.request.ids
         coming = max(
             (common_length(r.request.ids, ids) for r in self._rows if r.is_prefilling), default=0
@@ -332,7 +339,9 @@ def _context(model: Decoder, max_rows: int, wanted: int | None) -> int:
     if model.device.type != "cpu":
         return limit
     each = _bytes_per_token(model) * max_rows
-    fitting = int(machine.available_bytes() * _CACHE_SHARE) // each
+    states = state_bytes(model.config, model.lm_head.weight.element_size()) * max_rows
+    room = int(machine.available_bytes() * _CACHE_SHARE) - states
+    fitting = room // each if each else limit
     if fitting >= limit:
         return limit
     if fitting < 2:

@@ -28,13 +28,27 @@ def cache_token_bytes(header: GgufHeader, *, exact: bool = False) -> int:
     return sum(int(count) for count in heads) * width * (4 if exact else 2)
 
 
+def state_row_bytes(header: GgufHeader) -> int:
+    """Bytes that each row's states take in Mamba layers, in float32; 0 without such layers."""
+    metadata = header.metadata
+    arch = metadata.get("general.architecture")
+    kv_heads = metadata.get(f"{arch}.attention.head_count_kv")
+    layers = kv_heads.count(0) if isinstance(kv_heads, list) else 0
+    inner, state, kernel, groups = (
+        value if isinstance(value := metadata.get(f"{arch}.ssm.{key}", 0), int) else 0
+        for key in ("inner_size", "state_size", "conv_kernel", "group_count")
+    )
+    conv = max(0, kernel - 1) * (inner + 2 * groups * state)
+    return layers * 4 * (conv + state * inner)
+
+
 def cache_tokens(header: GgufHeader, context: int, num_rows: int, *, exact: bool) -> int:
     """Tokens of a cache for `num_rows` of `context` tokens; fewer where the memory is short.
 
     Raises ModelError when not even one row fits beside the weights.
     """
     a_token = max(1, cache_token_bytes(header, exact=exact))
-    free = machine.available_bytes() - header.size_bytes
+    free = machine.available_bytes() - header.size_bytes - num_rows * state_row_bytes(header)
     if context * a_token > free:
         most = max(0, free // a_token)
         raise ModelError(

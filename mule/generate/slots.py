@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(eq=False)
 class Slot:
-    """One place of the cache. `ids`: the tokens whose keys and values it holds.
+    """One place of the cache. `ids`: the tokens whose keys, values and states it holds.
 
     `is_long`: they were computed as those of a long text, where that makes a difference.
     """
@@ -21,9 +21,14 @@ class Slot:
 
 
 class Slots:
-    """A fixed number of slots; those of ended answers keep their tokens until they are needed."""
+    """A fixed number of slots; those of ended answers keep their tokens until they are needed.
 
-    def __init__(self, count: int) -> None:
+    With `whole` a text can only be gone on with where all of what a slot holds is its beginning, as
+    of a model with a recurrent state, which is that of the last token.
+    """
+
+    def __init__(self, count: int, *, whole: bool = False) -> None:
+        self.whole = whole
         self._slots = [Slot(index) for index in range(count)]
         self._clock = 0
 
@@ -57,11 +62,11 @@ class Slots:
         """How many tokens at the beginning of `ids` some slot holds."""
         return max(self._known(slot, ids, is_long) for slot in self._slots)
 
-    @staticmethod
-    def _known(slot: Slot, ids: Sequence[int], is_long: bool) -> int:
+    def _known(self, slot: Slot, ids: Sequence[int], is_long: bool) -> int:
         if slot.is_long != is_long:
             return 0
-        return min(common_length(slot.ids, ids), len(ids) - 1)
+        common = min(common_length(slot.ids, ids), len(ids) - 1)
+        return 0 if self.whole and common < len(slot.ids) else common
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:

@@ -24,7 +24,8 @@ class WeightRows:
     """A matrix of a file: `num_rows` rows of `num_columns` numbers of `dtype`, from byte `start`.
 
     `heads`: the rows come in llama.cpp's order, which interleaves the halves of each head.
-    `added` is added to every number.
+    `added` is added to every number. `decay`: the numbers are logarithms of what a state-space
+    layer's states lose, and -exp of them is meant.
     """
 
     file: str
@@ -34,6 +35,12 @@ class WeightRows:
     num_columns: int
     heads: int = 0
     added: float = 0.0
+    decay: bool = False
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether the numbers are those of the file."""
+        return not self.added and not self.decay
 
     def stored(self, first: int, last: int) -> npt.NDArray:
         """Rows as they are stored; bfloat16 as uint16. NotFiniteError for NaN and infinity."""
@@ -55,6 +62,7 @@ class WeightRows:
             values = np.ascontiguousarray(part, np.float32)
         if self.dtype == "F64" and not np.isfinite(values).all():
             raise NotFiniteError
+        values = -np.exp(values) if self.decay else values
         return values + np.float32(self.added) if self.added else values
 
     @cached_property

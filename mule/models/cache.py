@@ -1,4 +1,5 @@
-"""Static key/value caches: allocated once, written in place."""
+"""Caches, allocated once, written in place: keys and values of all tokens for the layers that attend,
+of the last ones for those with a sliding window, a state for the others."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ import torch
 
 from mule.errors import ModelError
 from mule.models.config import ModelConfig
+from mule.models.recurrent import Remembered, nothing
+from mule.models.rolling import RollingLayer, rolling_mask
 
 _BUCKET = 64  # attention sees a multiple of this many slots, so that few shapes occur
 
@@ -33,9 +36,58 @@ class Cache(Protocol):
         """How long the text is with the new tokens; (B,) where rows differ."""
         ...
 
+    def remembered(self, layer: int) -> Remembered:
+        """What a state-space layer kept of the text so far."""
+        ...
+
+    def remember(self, layer: int, new: Remembered) -> None:
+        """Keep what it goes on from behind the new tokens."""
+        ...
+
+
+class StaticLayer:
+    """Keys and values of one layer, (B, H_kv, capacity, head_dim)."""
+
+    def __init__(
+        self, config: ModelConfig, batch_size: int, capacity: int, like: torch.Tensor
+    ) -> None:
+        shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    def update(
+        self, length: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write (B, H_kv, T, head_dim) behind `length` tokens; the visible keys and values."""
+        end = length + keys.shape[2]
+        self.keys[:, :, length:end] = keys
+        self.values[:, :, length:end] = values
+        visible = bucketed(end, self.keys.shape[2])
+        return self.keys[:, :, :visible], self.values[:, :, :visible]
+
+
+class RecurrentLayer:
+    """What one state-space layer remembers."""
+
+    def __init__(self, config: ModelConfig, batch_size: int, like: torch.Tensor) -> None:
+        assert config.mamba is not None
+        self.kept = nothing(config.mamba, (batch_size,), like)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.kept)
+
+
+def bucketed(length: int, capacity: int) -> int:
+    """Slots that attention looks at when the text has `length` tokens: few different numbers."""
+    return min(-(-length // _BUCKET) * _BUCKET, capacity)
+
 
 class KVCache:
-    """Keys and values of every layer, (L, B, H_kv, capacity, head_dim); `length` tokens are filled."""
+    """What every layer keeps of some texts of equal length; `length` tokens are filled."""
 
     def __init__(
         self, config: ModelConfig, batch_size: int, capacity: int, like: torch.Tensor
@@ -46,33 +98,57 @@ class KVCache:
                 f"ask for at most {config.max_position_embeddings} tokens, prompt included",
             )
         self.capacity = -(-capacity // _BUCKET) * _BUCKET
-        shape = (config.num_layers, batch_size, config.num_kv_heads, self.capacity, config.head_dim)
-        self.keys = like.new_zeros(shape)
-        self.values = like.new_zeros(shape)
+        self.layers: list[StaticLayer | RollingLayer | RecurrentLayer] = [
+            self._new_layer(config, layer, batch_size, like) for layer in range(config.num_layers)
+        ]
         self.ids = like.new_zeros((batch_size, self.capacity), dtype=torch.int64)
         self.length = 0
 
+    def _new_layer(
+        self, config: ModelConfig, layer: int, batch_size: int, like: torch.Tensor
+    ) -> StaticLayer | RollingLayer | RecurrentLayer:
+        if config.has_mamba(layer):
+            return RecurrentLayer(config, batch_size, like)
+        window = config.sliding_window if layer in config.sliding_layers else None
+        if window is not None and self._rolls(window):
+            return RollingLayer(config, batch_size, like)
+        return StaticLayer(config, batch_size, self.capacity, like)
+
+    def _rolls(self, window: int) -> bool:
+        """Whether a layer that sees so many tokens keeps no more than those."""
+        return window < self.capacity
+
     def visible(self, num_new: int) -> int:
         """Slots that attention looks at when `num_new` tokens are appended: a bucketed length."""
-        return min(-(-(self.length + num_new) // _BUCKET) * _BUCKET, self.capacity)
+        return bucketed(self.length + num_new, self.capacity)
 
     def update(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write (B, H_kv, T, head_dim) at the end; the visible keys and values of this layer."""
-        end = self.length + keys.shape[2]
-        visible = self.visible(keys.shape[2])
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
-        return self.keys[layer, :, :, :visible], self.values[layer, :, :, :visible]
+        kept = self.layers[layer]
+        assert not isinstance(kept, RecurrentLayer)
+        return kept.update(self.length, keys, values)
+
+    def remembered(self, layer: int) -> Remembered:
+        """What a state-space layer kept of the text so far."""
+        kept = self.layers[layer]
+        assert isinstance(kept, RecurrentLayer)
+        return kept.kept
+
+    def remember(self, layer: int, new: Remembered) -> None:
+        """Keep what it goes on from behind the new tokens."""
+        self.remembered(layer).keep(new)
 
     def mask(self, num_new: int, window: int | None = None) -> torch.Tensor:
         """(1, 1, num_new, visible) bool: each new token sees itself and what came before.
 
         With a `window`, only that many tokens.
         """
-        slots = torch.arange(self.visible(num_new), device=self.keys.device)[None, :]
-        queries = torch.arange(self.length, self.length + num_new, device=self.keys.device)[:, None]
+        if window is not None and self._rolls(window):
+            return rolling_mask(self.length, num_new, window, self.ids.device)
+        slots = torch.arange(self.visible(num_new), device=self.ids.device)[None, :]
+        queries = torch.arange(self.length, self.length + num_new, device=self.ids.device)[:, None]
         seen = slots <= queries
         if window is not None:
             seen &= slots > queries - window
@@ -82,6 +158,11 @@ class KVCache:
         """How long the text is with `num_new` more tokens."""
         return self.length + num_new
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all that is kept for the layers."""
+        return sum(layer.num_bytes for layer in self.layers)
+
     def append(self, ids: torch.Tensor) -> None:
         """Keep the tokens (B, T) that are being added, for a model that may have to start over."""
         self.ids[:, self.length : self.length + ids.shape[1]] = ids
@@ -90,11 +171,16 @@ class KVCache:
         """Empty the cache; all its tokens so far, and `ids` (B, T) behind them."""
         all_ids = torch.cat((self.ids[:, : self.length], ids), dim=1)
         self.length = 0
+        for layer in self.layers:
+            if isinstance(layer, RecurrentLayer):
+                layer.kept.inputs.zero_()
+                layer.kept.state.zero_()
         return all_ids
 
 
 class SlotCache:
-    """Keys and values of many conversations, (L, slots, H_kv, capacity, head_dim).
+    """Keys and values of many conversations, (A, slots, H_kv, capacity, head_dim) for the A layers
+    that attend, and what the other layers remember.
 
     Each slot fills at its own pace. On a processor, memory is taken as it is first written.
     """
@@ -104,8 +190,13 @@ class SlotCache:
     ) -> None:
         self.scratch = context_tokens  # where rows that count for nothing write
         capacity = -(-(context_tokens + 1) // _BUCKET) * _BUCKET
-        shape = (config.num_layers, num_slots, config.num_kv_heads, capacity, config.head_dim)
+        attending, others = config.attention_layers, config.mamba_layers
+        self.places = {layer: i for kind in (attending, others) for i, layer in enumerate(kind)}
+        shape = (len(attending), num_slots, config.num_kv_heads, capacity, config.head_dim)
         self.keys, self.values = _lazy_zeros(shape, like), _lazy_zeros(shape, like)
+        self.kept: Remembered | None = None
+        if config.mamba is not None and others:
+            self.kept = nothing(config.mamba, (len(others), num_slots), like)
 
     def rows(
         self,
@@ -130,15 +221,23 @@ class SlotCache:
             visible,
         )
 
+    @property
+    def num_bytes(self) -> int:
+        """Of keys, values and states, whether written or not."""
+        states = sum(tensor.nbytes for tensor in self.kept or ())
+        return self.keys.nbytes + self.values.nbytes + states
+
     def copy(self, source: int, destination: int, num_tokens: int) -> None:
-        """Give a slot the first tokens of another."""
+        """Give a slot the first tokens of another; where layers are recurrent, all of its tokens."""
         for cached in (self.keys, self.values):
             cached[:, destination, :, :num_tokens] = cached[:, source, :, :num_tokens]
+        for state in self.kept or ():
+            state[:, destination] = state[:, source]
 
     def clear(self, slot: int) -> None:
         """Zeros everywhere: what is masked must still be a number."""
-        self.keys[:, slot] = 0
-        self.values[:, slot] = 0
+        for tensor in (self.keys, self.values, *(self.kept or ())):
+            tensor[:, slot] = 0
 
 
 @dataclass
@@ -158,7 +257,7 @@ class SlotRows:
         found = []
         rows = torch.arange(len(self.positions), device=keys.device)[:, None]
         for cached, new in ((self.cache.keys, keys), (self.cache.values, values)):
-            part = cached[layer, self.slots]
+            part = cached[self.cache.places[layer], self.slots]
             part[rows, :, self.positions] = new.transpose(1, 2)
             found.append(part[:, :, : self.visible])
         return found[0], found[1]
@@ -176,10 +275,23 @@ class SlotRows:
         """The length of each row's text (B,)."""
         return self.texts
 
+    def remembered(self, layer: int) -> Remembered:
+        """What a state-space layer kept of the rows' texts so far: nothing where one begins."""
+        return self._kept(layer).cleared(self.positions[:, 0] == 0)
+
+    def remember(self, layer: int, new: Remembered) -> None:
+        """Keep what it goes on from; rows that count for nothing leave their slots as they are."""
+        self._kept(layer).keep(new, self.positions[:, 0] != self.cache.scratch)
+
+    def _kept(self, layer: int) -> Remembered:
+        kept, place = self.cache.kept, self.cache.places[layer]
+        assert kept is not None
+        return Remembered(kept.inputs[place, self.slots], kept.state[place, self.slots])
+
 
 def _lazy_zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
     """Zeros; on a processor in pages that take no memory before they are written."""
-    if like.device.type != "cpu":
+    if like.device.type != "cpu" or 0 in shape:
         return like.new_zeros(shape)
     num_bytes = math.prod(shape) * like.element_size()
     return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(like.dtype).view(shape)

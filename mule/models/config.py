@@ -33,6 +33,77 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class MoEConfig:
+    """A mixture of experts in place of the feed-forward layer: what decides weights and arithmetic.
+
+    How it is trained (balancing, capacity) is `Routing`: an exported model does not know of it.
+    """
+
+    num_experts: int
+    experts_per_token: int
+    intermediate_size: int  # of one expert
+    shared_intermediate_size: int = 0  # of an expert that every token passes; 0: there is none
+    renormalize: bool = True  # the weights of the chosen experts add up to 1
+    layers: tuple[int, ...] | None = None  # blocks that have experts; None: all
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.experts_per_token <= self.num_experts:
+            raise ModelError(
+                f"{self.experts_per_token} experts a token of {self.num_experts} in all",
+                "set model.moe.experts_per_token between 1 and model.moe.num_experts",
+            )
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How a mixture of experts is trained; evaluation, decoding and exports are always dropless.
+
+    Sources: Fedus et al. 2021, equations 4-6 (auxiliary loss, capacity); Zoph et al. 2022, equation 5
+    (z-loss); Wang et al. 2024, algorithm 1 (a bias in place of a loss).
+    """
+
+    balance: Literal["aux", "bias", "none"] = "aux"
+    aux_loss: float = 0.01  # weight of the auxiliary loss, with balance aux
+    z_loss: float = 0.001  # weight of the squared log-sum-exp of the router's logits
+    bias_rate: float = 0.001  # step of the bias after an update, with balance bias
+    capacity_factor: float | None = None  # an expert takes factor * T * k / E tokens; None: all
+    overflow: Literal["drop", "reroute"] = "drop"  # what exceeds it, the lightest tokens first
+
+
+@dataclass(frozen=True)
+class MambaConfig:
+    """A state-space layer in place of attention.
+
+    mamba2: `num_heads` heads of `head_dim` channels, one decay each, B and C shared by `num_groups`
+    (Dao and Gu 2024). mamba1: `num_heads` channels of 1, a decay for each state (Gu and Dao 2023),
+    their steps through a bottleneck of `dt_rank`.
+    """
+
+    kind: Literal["mamba1", "mamba2"]
+    state_size: int
+    num_heads: int
+    head_dim: int = 1
+    num_groups: int = 1
+    conv_kernel: int = 4
+    chunk_size: int = 128  # tokens that are computed as one matrix; mamba2
+    dt_rank: int = 0  # mamba1
+    conv_bias: bool = True
+    proj_bias: bool = False
+    inner_norms: bool = False  # RMSNorms on dt, B and C, as in Jamba; mamba1
+
+    @property
+    def inner_size(self) -> int:
+        """Channels inside the layer."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def conv_size(self) -> int:
+        """Channels that pass the convolution: with mamba2 x, B and C, else x alone."""
+        shared = 2 * self.num_groups * self.state_size if self.kind == "mamba2" else 0
+        return self.inner_size + shared
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """What determines a decoder's weights and arithmetic; names follow transformers' config.json."""
 
@@ -67,6 +138,9 @@ class ModelConfig:
     rope_local_theta: float | None = None  # of the sliding layers, without scaling
     rotary_dim: int | None = None  # channels of a head that turn; None: all
     rope_scaling: RopeScaling | None = None
+    moe: MoEConfig | None = None
+    mamba: MambaConfig | None = None
+    mamba_layers: tuple[int, ...] = ()  # blocks that have it in place of attention
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads"):
@@ -84,6 +158,24 @@ class ModelConfig:
                 f"head_dim {self.head_dim} is odd; rotary positions turn pairs of channels",
                 "choose an even model.head_dim",
             )
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a block's feed-forward layer is a mixture of experts."""
+        return self.moe is not None and (self.moe.layers is None or layer in self.moe.layers)
+
+    def has_mamba(self, layer: int) -> bool:
+        """Whether a block's mixer is a state-space layer, not attention."""
+        return layer in self.mamba_layers
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The blocks that attend, and so have keys and values to keep."""
+        return tuple(i for i in range(self.num_layers) if i not in self.mamba_layers)
+
+    @property
+    def fused_mlp(self) -> bool:
+        """Whether gate and up are one matrix, as in the files of Granite's mixtures."""
+        return self.fused_projections or self.family in ("granitemoeshared", "granitemoehybrid")
 
     @property
     def turned_dim(self) -> int:

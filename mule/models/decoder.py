@@ -8,83 +8,25 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from mule.batch import IGNORE, Batch
 from mule.models.attention import Attention, visible_within, within_window
+from mule.models.balance import Balance
+from mule.models.block import Block, Kind, new_block, new_norm
 from mule.models.cache import Cache, KVCache, SlotRows
-from mule.models.config import ModelConfig
+from mule.models.config import ModelConfig, Routing
 from mule.models.loss import Kernel, nll_sum, softmax_nll_, softmax_nll_by_rows_
-from mule.models.mlp import GatedMLP
-from mule.models.norm import RMSNorm
-from mule.models.recompute import Recompute, recomputed
+from mule.models.mamba import first_values
+from mule.models.mamba1 import Mamba1
+from mule.models.moe import MoE, RoutingPass
+from mule.models.recompute import Recompute
 from mule.models.rope import Angles, changes_at, local_angles, model_angles
 
-
-class Kind(NamedTuple):
-    """What tells a block's positions and attention from another's."""
-
-    rope: Literal["full", "local", "none"]
-    window: int | None
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)).
-
-    With sandwich norms what each half adds passes a norm too, and `post_attention_layernorm` is that
-    of attention, as Gemma names them; with a residual scale it is multiplied by that.
-    In training, `dropout` drops a share of what each half adds. Source: GPT-2's resid_dropout.
-    """
-
-    dropout = 0.0
-    recompute: Recompute = "none"
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.input_layernorm = _norm(config)
-        self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = _norm(config)
-        if config.sandwich_norms:
-            self.pre_feedforward_layernorm = _norm(config)
-            self.post_feedforward_layernorm = _norm(config)
-        self.mlp = GatedMLP(config)
-        self.sandwich, self.residual_scale = config.sandwich_norms, config.residual_scale
-        self.kind = _kind(config, layer)
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        angles: Angles | None,
-        visible: torch.Tensor | None,
-        cache: Cache | None = None,
-    ) -> torch.Tensor:
-        if self.training and torch.is_grad_enabled():
-            return recomputed(self.recompute, self._apply_to, x, angles, visible)
-        return self._apply_to(x, angles, visible, cache)
-
-    def _apply_to(
-        self,
-        x: torch.Tensor,
-        angles: Angles | None,
-        visible: torch.Tensor | None,
-        cache: Cache | None = None,
-    ) -> torch.Tensor:
-        added = self.self_attn(self.input_layernorm(x), angles, visible, cache)
-        if self.sandwich:
-            x = self._plus(x, self.post_attention_layernorm(added))
-            added = self.mlp(self.pre_feedforward_layernorm(x))
-            return self._plus(x, self.post_feedforward_layernorm(added))
-        x = self._plus(x, added)
-        return self._plus(x, self.mlp(self.post_attention_layernorm(x)))
-
-    def _plus(self, x: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
-        if self.residual_scale != 1.0:
-            added = added * self.residual_scale
-        return x + F.dropout(added, self.dropout, self.training)
+# Projections that write to the residual stream.
+_TO_RESIDUAL = ("o_proj.weight", "down_proj.weight", "experts.down_proj", "out_proj.weight")
 
 
 class Backbone(nn.Module):
@@ -98,26 +40,30 @@ class Backbone(nn.Module):
         # would import the compiler, which takes seconds.
         weight = torch.empty(config.vocab_size, config.hidden_size)
         self.embed_tokens = nn.Embedding.from_pretrained(weight, freeze=False)
-        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
-        self.norm = _norm(config)
+        self.layers = nn.ModuleList(new_block(config, i) for i in range(config.num_layers))
+        self.norm = new_norm(config)
         self.config = config
 
     def forward(
         self,
         input_ids: torch.Tensor,
         positions: torch.Tensor,
-        visible: torch.Tensor | None,
+        segments: torch.Tensor | None = None,
         cache: Cache | None = None,
         *,
         entering: torch.Tensor | None = None,
+        routing: RoutingPass | None = None,
     ) -> torch.Tensor:
-        """With `entering`, what `trunk` gives for these tokens, only the blocks above are computed."""
+        """With `segments` (B, T) nothing passes from one document of a row to another.
+
+        With `entering`, what `trunk` gives for these tokens, only the blocks above are computed. With
+        `routing` the mixtures route as in training, and what they did is kept there."""
         layers = list(self.layers)
         if entering is None:
             entering = self.embed(input_ids)
         else:
             layers = layers[self.num_frozen :]
-        x = self.norm(self._through(layers, entering, positions, visible, cache))
+        x = self.norm(self._through(layers, entering, positions, segments, cache, routing))
         # Scaled here, the logits are: the head is linear.
         return x if self.config.logit_scale == 1.0 else x * self.config.logit_scale
 
@@ -129,29 +75,37 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def trunk(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor | None
+        self, input_ids: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor | None
     ) -> torch.Tensor:
         """What enters the first block that is not frozen (B, T, E), without a gradient."""
         layers = list(self.layers)[: self.num_frozen]
-        return self._through(layers, self.embed(input_ids), positions, visible)
+        return self._through(layers, self.embed(input_ids), positions, segments)
 
     def _through(
         self,
         layers: Sequence[nn.Module],
         x: torch.Tensor,
         positions: torch.Tensor,
-        visible: torch.Tensor | None,
+        segments: torch.Tensor | None,
         cache: Cache | None = None,
+        routing: RoutingPass | None = None,
     ) -> torch.Tensor:
+        counted = None if routing is None else routing.counted
         around: dict[Kind, tuple[Angles | None, torch.Tensor | None]] = {}
+        visible = None if segments is None else visible_within(segments)
         for layer in layers:
             assert isinstance(layer, Block)
             if layer.kind not in around:
                 around[layer.kind] = (
                     self._angles(layer.kind, positions, cache),
-                    _seen(layer.kind, positions, visible, cache),
+                    segments
+                    if layer.kind.mixer == "mamba"
+                    else _seen(layer.kind, positions, visible, cache),
                 )
-            x = layer(x, *around[layer.kind], cache)
+            passed = layer(x, *around[layer.kind], cache, counted)
+            x = passed[0] if isinstance(passed, tuple) else passed
+            if routing is not None and isinstance(passed, tuple):
+                routing.routed[layer.number] = passed[1]
         return x
 
     def _angles(self, kind: Kind, positions: torch.Tensor, cache: Cache | None) -> Angles | None:
@@ -165,6 +119,8 @@ class Backbone(nn.Module):
 
 class Decoder(nn.Module):
     """A causal language model. Training calls `nll_sum`, generation calls `prefill` and `decode`."""
+
+    balance: Balance | None = None  # of the experts, in training
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -187,16 +143,24 @@ class Decoder(nn.Module):
     def nll_sum(self, batch: Batch, grad_scale: float = 1.0) -> torch.Tensor:
         """Summed negative log-likelihood of the batch's targets, fp32 scalar.
 
-        Its gradient comes times `grad_scale`.
+        Its gradient comes times `grad_scale`. With it comes that of the routers' losses, which are no
+        part of the value.
         """
-        return nll_sum(
-            self._hidden(batch),
+        routing = None
+        if self.balance is not None and self.training and torch.is_grad_enabled():
+            routing = RoutingPass(batch.segments != 0)
+        nll = nll_sum(
+            self._hidden(batch, routing),
             self.lm_head.weight,
             batch.targets,
             self._kernel(self._softmax_nll),
             grad_scale,
             num_targets=batch.num_targets,
         )
+        if self.balance is None or routing is None:
+            return nll
+        losses = self.balance.add(routing.routed) * grad_scale
+        return nll + (losses - losses.detach())
 
     def nll_by_label(
         self, batch: Batch, labels: torch.Tensor, chosen: Sequence[int]
@@ -209,14 +173,16 @@ class Decoder(nn.Module):
             sums[label] = nll_sum(hidden, weight, targets, self._kernel(softmax_nll_by_rows_))
         return sums
 
-    def _hidden(self, batch: Batch) -> torch.Tensor:
+    def _hidden(self, batch: Batch, routing: RoutingPass | None = None) -> torch.Tensor:
         """The last hidden states (B, T, E)."""
         entering = None
         if batch.entering is not None:
             entering = batch.entering()
         elif self.model.num_frozen:
             entering = self.entering(batch)
-        return self.model(batch.input_ids, batch.positions, _visible(batch), entering=entering)
+        return self.model(
+            batch.input_ids, batch.positions, _segments(batch), entering=entering, routing=routing
+        )
 
     def entering(self, batch: Batch) -> torch.Tensor:
         """What enters the first block that is not frozen (B, T, E).
@@ -224,12 +190,19 @@ class Decoder(nn.Module):
         Row by row: the bits of a row do not depend on its neighbours, so that they may be kept.
         """
         rows = (batch.rows(slice(i, i + 1)) for i in range(len(batch.input_ids)))
-        return torch.cat([self.model.trunk(r.input_ids, r.positions, _visible(r)) for r in rows])
+        return torch.cat([self.model.trunk(r.input_ids, r.positions, _segments(r)) for r in rows])
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Logits (B, T, V) of plain causal rows; for tests and verification, not for training."""
+        return self._logits(self._plain_rows(input_ids))
+
+    def logits_at(self, input_ids: torch.Tensor, place: int) -> torch.Tensor:
+        """Logits (B, V) behind one token of plain causal rows; what comes after it changes nothing."""
+        return self._logits(self._plain_rows(input_ids)[:, place])
+
+    def _plain_rows(self, input_ids: torch.Tensor) -> torch.Tensor:
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        return self._logits(self.model(input_ids, positions.expand_as(input_ids), None))
+        return self.model(input_ids, positions.expand_as(input_ids))
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         logits, cap = self.lm_head(hidden), self.config.logit_softcap
@@ -251,7 +224,7 @@ class Decoder(nn.Module):
             cache.append(input_ids)
         num_new = input_ids.shape[1]
         positions = torch.arange(cache.length, cache.length + num_new, device=input_ids.device)
-        hidden = self.model(input_ids, positions.expand_as(input_ids), cache.mask(num_new), cache)
+        hidden = self.model(input_ids, positions.expand_as(input_ids), cache=cache)
         cache.length += num_new
         return self._logits(hidden[:, -1])
 
@@ -260,21 +233,33 @@ class Decoder(nn.Module):
 
         A text that outgrows `changes_at` is the caller's to begin again.
         """
-        mask = rows.mask(input_ids.shape[1])
-        return self._logits(self.model(input_ids, rows.positions, mask, rows)[:, -1])
+        return self._logits(self.model(input_ids, rows.positions, cache=rows)[:, -1])
 
-    def set_training(self, *, dropout: float = 0.0, recompute: Recompute = "none") -> None:
-        """What the blocks do in training mode only; before `compile_regions`."""
+    def set_training(
+        self,
+        *,
+        dropout: float = 0.0,
+        recompute: Recompute = "none",
+        routing: Routing | None = None,
+    ) -> None:
+        """What the blocks do in training mode only; before `compile_regions`.
+
+        Without `routing` a mixture's routers are neither balanced nor watched.
+        """
+        mixtures: dict[int, MoE] = {}
         for layer in self.model.layers:
             assert isinstance(layer, Block)
             layer.dropout, layer.recompute = dropout, recompute
+            if isinstance(layer.mlp, MoE):
+                mixtures[layer.number] = layer.mlp
+        self.balance = Balance(mixtures, routing) if mixtures and routing else None
 
     def compile_regions(self) -> None:
         """Compile the blocks (one graph serves all) and the loss kernel, in place."""
         for layer in self.model.layers:
             layer.compile(dynamic=False)
         for module in self.modules():
-            if isinstance(module, Attention):
+            if isinstance(module, Attention | Mamba1):
                 module.compiled = True
         self._softmax_nll = torch.compile(softmax_nll_, dynamic=True)
 
@@ -289,41 +274,33 @@ class Decoder(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         residual_std = 0.02 / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
+            own = first_values(self.config, name, parameter, generator)
+            if own is not None:
+                parameter.copy_(own)
+                continue
             if parameter.dim() == 1:
                 is_one = not (name.endswith(".bias") or self.config.norm_plus_one)
                 parameter.fill_(1.0 if is_one else 0.0)
                 continue
-            std = residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+            std = residual_std if name.endswith(_TO_RESIDUAL) else 0.02
             fresh = torch.empty(parameter.shape, dtype=torch.float32)
             parameter.copy_(fresh.normal_(0.0, std, generator=generator))
-
-
-def _norm(config: ModelConfig) -> RMSNorm:
-    return RMSNorm(config.hidden_size, config.norm_eps, plus_one=config.norm_plus_one)
-
-
-def _kind(config: ModelConfig, layer: int) -> Kind:
-    window = config.sliding_window if layer in config.sliding_layers else None
-    if layer in config.nope_layers:
-        return Kind("none", window)
-    is_local = window is not None and config.rope_local_theta is not None
-    return Kind("local" if is_local else "full", window)
 
 
 def _seen(
     kind: Kind, positions: torch.Tensor, visible: torch.Tensor | None, cache: Cache | None
 ) -> torch.Tensor | None:
     """What tokens see in a block of this kind, where `visible` is what full attention does."""
-    if kind.window is None:
-        return visible
     if cache is not None:
         return cache.mask(positions.shape[1], kind.window)
+    if kind.window is None:
+        return visible
     return within_window(visible, positions, kind.window)
 
 
-def _visible(batch: Batch) -> torch.Tensor | None:
-    """What its tokens see, as attention takes it."""
-    return visible_within(batch.segments) if batch.isolated else None
+def _segments(batch: Batch) -> torch.Tensor | None:
+    """Its documents, where nothing passes from one to another."""
+    return batch.segments if batch.isolated else None
 
 
 def empty_decoder(config: ModelConfig, dtype: torch.dtype, device: str = "cpu") -> Decoder:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from mule import fsio
 from mule.errors import ModelError
@@ -24,6 +23,7 @@ from mule.models.loadable import (
     without_weights,
 )
 from mule.models.pickled import PICKLE_SUFFIXES, convert_command
+from mule.models.stored import Names
 from mule.models.tensor_file import open_tensors
 
 MAX_SHARD_BYTES = 4 * 2**30
@@ -82,7 +82,7 @@ def load_model(
     return model
 
 
-def _copy(_name: str, parameter: nn.Parameter, tensor: torch.Tensor) -> None:
+def _copy(_name: str, parameter: torch.Tensor, tensor: torch.Tensor) -> None:
     parameter.copy_(tensor)
 
 
@@ -91,25 +91,30 @@ def load_weights(
     model: Decoder,
     folder: Path | str,
     *,
-    fill: Callable[[str, nn.Parameter, torch.Tensor], None] = _copy,
+    fill: Callable[[str, torch.Tensor, torch.Tensor], None] = _copy,
 ) -> None:
     """Copy a folder's weights into `model`; names, shapes and finiteness are checked.
 
     `fill` puts a checked tensor where the parameter of a name is.
     """
-    wanted = dict(model.named_parameters())
+    wanted, names = dict(model.named_parameters()), Names(model.config)
     if model.config.tie_embeddings:
         wanted.pop("lm_head.weight", None)
-    missing = set(wanted)
+    expected = names.all_stored(wanted)
+    missing = set(expected)
     for file in weight_files(folder):
         with open_tensors(file) as tensors:
             for name in tensors.keys():
-                if name not in wanted:
+                if name in names.null:
+                    _check_null(tensors.get_tensor(name), f"{file}: {name}")
+                    continue
+                if name not in expected:
                     _refuse_extra(model, file, name)
                     continue
-                tensor = tensors.get_tensor(name)
-                _check(tensor, wanted[name], f"{file}: {name}")
-                fill(name, wanted[name], tensor)
+                tensor, place = tensors.get_tensor(name), names.place(name)
+                target = place.of(wanted[place.name])
+                _check(tensor, target, f"{file}: {name}")
+                fill(place.name, target, tensor)
                 missing.discard(name)
     if missing:
         raise ModelError(
@@ -127,18 +132,21 @@ def save_model(
 ) -> None:
     """Write config.json, generation_config.json and sharded weights into an open atomic folder.
 
-    `extra` are token ids for both JSON files (eos_token_id and the like).
+    `state` goes by our names; `extra` are token ids for both JSON files (eos_token_id and the like).
     """
     extra = {key: value for key, value in (extra or {}).items() if value is not None}
     dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
     raw = family(config.family).to_hf(config) | {"torch_dtype": dtype} | extra
     _write(folder / "config.json", raw)
     _write(folder / "generation_config.json", extra)
-    save_weights(state, folder)
+    names = Names(config)
+    like = next(iter(state.values()))
+    null = {name: like.new_zeros(shape) for name, shape in names.null.items()}
+    save_weights(names.stored(state) | null, folder)
 
 
 def save_weights(state: dict[str, torch.Tensor], folder: Path) -> None:
-    """Write weights as model.safetensors, or as shards with an index when they are large."""
+    """Write weights, by their names in files, as model.safetensors, or as shards with an index."""
     shards: list[dict[str, torch.Tensor]] = [{}]
     size = 0
     for name, tensor in state.items():
@@ -162,7 +170,7 @@ def save_weights(state: dict[str, torch.Tensor], folder: Path) -> None:
 
 
 def model_state(model: Decoder) -> dict[str, torch.Tensor]:
-    """The weights to save, by transformers' names; a tied head is left out."""
+    """The weights to save, by our names; a tied head is left out."""
     state = dict(model.state_dict())
     if model.config.tie_embeddings:
         state.pop("lm_head.weight", None)
@@ -196,6 +204,15 @@ def _check(tensor: torch.Tensor, parameter: torch.Tensor, place: str) -> None:
     # A sum is finite only when all it is made of are, and takes one pass; it may be too large itself.
     if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
         raise ModelError(f"{place} holds NaN or infinite values", "use an earlier checkpoint")
+
+
+def _check_null(tensor: torch.Tensor, place: str) -> None:
+    """Of the layer that config.json calls null: it must add nothing."""
+    if tensor.any():
+        raise ModelError(
+            f"{place} is of the null attention layer, and not zero: it would change the results",
+            "remove null_attention_layer from config.json, and the layer is computed as any other",
+        )
 
 
 def _refuse_extra(model: Decoder, file: Path, name: str) -> None:

@@ -31,7 +31,7 @@ _ARCHITECTURES = {
     r"gpt_neox\.|\.attention\.query_key_value\.": "GPT-NeoX or Pythia",
     r"tok_embeddings\.|\.attention\.wq\.": "Llama in Meta's own layout, before Hugging Face's",
     r"\.experts\.|block_sparse_moe": "a mixture of experts",
-    r"\.mixer\.(in_proj|A_log)": "Mamba",
+    r"\.(mixer|mamba)\.(in_proj|A_log)": "Mamba",
     r"lora_[AB]\.|lora_embedding": "a LoRA adapter",
     r"\.(qweight|qzeros|SCB|absmax)(\.|$)": "quantised integers (GPTQ, AWQ, bitsandbytes)",
 }
@@ -102,7 +102,7 @@ def _refuse_architecture(weights: Mapping[str, str]) -> None:
         hits = [name for name in weights if re.search(pattern, name)]
         if hits:
             raise ModelError(
-                f"holds {architecture}, which Mule does not compute:{_listed(hits)}",
+                f"holds {architecture}, which mule convert does not read:{_listed(hits)}",
                 "merge it where it was trained, then convert the merged model"
                 if "LoRA" in architecture
                 else "convert a model with the names of transformers' llama or qwen3",

@@ -18,7 +18,7 @@ class GatedMLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.fused, self.activation = config.fused_projections, config.activation
+        self.fused, self.activation = config.fused_mlp, config.activation
         if self.fused:
             self.gate_up_proj = nn.Linear(hidden, 2 * inner, bias=bias)
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch.utils.checkpoint import (
@@ -24,6 +24,7 @@ logging.getLogger("torch._higher_order_ops.wrap").addFilter(
 )
 
 Recompute = Literal["none", "selective", "full"]
+T = TypeVar("T")
 
 _aten = torch.ops.aten
 _KEPT = {_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten._scaled_mm.default}
@@ -39,7 +40,7 @@ _KEPT |= {
 }
 
 
-def recomputed(kind: Recompute, block: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
+def recomputed(kind: Recompute, block: Callable[..., T], *args: Any) -> T:
     """block(*args), of which the backward pass finds what `kind` keeps and computes the rest again.
 
     none keeps everything, selective the results of matrix products and attention, full the

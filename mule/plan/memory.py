@@ -14,6 +14,14 @@ from mule.config.adapter import AdapterSection, LoraSection
 from mule.config.schema import Recipe, TrainSection
 from mule.models import cost
 from mule.models.config import ModelConfig
+from mule.plan.block_memory import (
+    adapted_matrices,
+    block_bytes,
+    linear_layers,
+    norm_bytes,
+    products_bytes,
+)
+from mule.plan.block_memory import width as width
 
 _ADAMW_BYTES, _MOMENTUM_BYTES = 8, 4  # two moments, or one, in fp32
 _8BIT_BYTES = 2 + 8 / 256  # two moments, and a scale of each for every 256 elements
@@ -47,16 +55,12 @@ class _Tensors:
         return _ADAMW_BYTES
 
 
-def width(precision: str) -> int:
-    """Bytes of a number in the forward and backward pass; fp8 exists inside products only."""
-    return 4 if precision == "fp32" else 2
-
-
 def state_bytes(config: ModelConfig, recipe: Recipe, *, accumulates: bool) -> dict[str, int]:
     """Bytes that stay for the whole run: weights, masters, gradients, gradient_sums, moments, average.
 
     `accumulates` says that an update has several micro-batches. In fp32 the weights are the masters.
-    `dequantized` is QLoRA's largest matrix, while it is multiplied with.
+    `dequantized` is QLoRA's largest matrix, while it is multiplied with; `experts_at_work` the
+    gradients of one block's experts, before they are added to the others.
     """
     size = width(str(recipe.train.precision))
     tensors = _trained(config, recipe)
@@ -70,6 +74,7 @@ def state_bytes(config: ModelConfig, recipe: Recipe, *, accumulates: bool) -> di
         "moments": round(moments),
         "average": trained * 4 if recipe.optim.ema_decay is not None else 0,
         "dequantized": _dequantized_bytes(config, recipe, size),
+        "experts_at_work": _experts_at_work(config, recipe, size),
     }
 
 
@@ -105,9 +110,9 @@ def activation_bytes_per_token(
 
     `mask_length` is the row length where attention takes a mask (`mask_length`), else 0.
     """
-    block = _block_bytes(config, train, mask_length, adapter)
+    blocks = (block_bytes(config, i, train, mask_length, adapter) for i in range(config.num_layers))
     kept = kept_bytes_per_token(config, train, checkpointing, mask_length, adapter)
-    return kept + _AT_WORK[checkpointing] * block
+    return kept + _AT_WORK[checkpointing] * max(blocks)
 
 
 def kept_bytes_per_token(
@@ -122,16 +127,18 @@ def kept_bytes_per_token(
     Blocks below the first adapted one keep nothing: no gradient passes them.
     """
     size, hidden = width(str(train.precision)), config.hidden_size
-    block = {
-        "none": _block_bytes(config, train, mask_length, adapter),
-        "selective": _products_bytes(config, size, adapter) + size * hidden,
-        "full": size * hidden,
-    }[checkpointing]
+
+    def block(layer: int) -> float:
+        if checkpointing == "none":
+            return block_bytes(config, layer, train, mask_length, adapter)
+        products = products_bytes(config, layer, size, adapter)
+        return size * hidden + (products if checkpointing == "selective" else 0)
+
     adapted = adapter.kind != "none"
     first = adapter.lora.first_block(config.num_layers) if adapted else 0
     # The last norm's tensors, the loss's gradient, and the rotary angles that all share.
-    outside = (_norm_bytes(adapter) + size) * hidden + 4 * config.head_dim
-    return (config.num_layers - first) * block + outside
+    outside = (norm_bytes(adapter) + size) * hidden + 4 * config.head_dim
+    return sum(block(layer) for layer in range(first, config.num_layers)) + outside
 
 
 def mask_length(row_length: int, device: str, *, isolated: bool) -> int:
@@ -155,55 +162,6 @@ def free_for_activations(
     return max(0.0, _USABLE_SHARE * left)
 
 
-def _block_bytes(
-    c: ModelConfig, train: TrainSection, mask_length: int, adapter: AdapterSection
-) -> float:
-    """Bytes that a block keeps of one token when nothing is computed again.
-
-    What follows a norm keeps its result too; a gated MLP keeps both projections, the activation and
-    the product; attention q, k, v, y, y with its heads side by side, and the mask; dropout its own.
-    """
-    size = width(str(train.precision))
-    queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    in_norm = _norm_bytes(adapter)
-    norms = (4 if c.sandwich_norms else 2) * (in_norm + size) * c.hidden_size
-    norms += in_norm * (queries + keys) if c.qk_norm else 0
-    attention = size * (3 * queries + 2 * keys + mask_length) + 4 * c.num_heads
-    dropped = 2 * size * c.hidden_size if train.dropout else 0
-    beside = _beside_bytes(c, size, adapter)
-    return norms + attention + 4 * size * c.intermediate_size + dropped + beside
-
-
-def _norm_bytes(adapter: AdapterSection) -> int:
-    """What a norm keeps of one value: its input and, where it is trained, the normed one, in fp32."""
-    return 8 if adapter.kind == "none" else 4
-
-
-def _beside_bytes(c: ModelConfig, size: int, adapter: AdapterSection) -> float:
-    """What the adapters of a block keep: A x; with dropout each its input and the mask; with DoRA
-    each the results that it scales."""
-    if adapter.kind == "none":
-        return 0
-    lora = adapter.lora
-    kept = 0.0
-    for inputs, outputs in _adapted_matrices(c, lora, c.num_layers - 1):
-        kept += size * lora.r
-        kept += (size + 1) * inputs if lora.dropout else 0
-        kept += size * outputs * (2 if lora.dropout else 1) if lora.use_dora else 0
-    return kept
-
-
-def _products_bytes(c: ModelConfig, size: int, adapter: AdapterSection) -> float:
-    """Bytes of the results of a block's matrix products and attention, for one token."""
-    queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    attention = size * 2 * (queries + keys) + 4 * c.num_heads
-    products = attention + size * 2 * (c.hidden_size + c.intermediate_size)
-    if adapter.kind == "none":
-        return products
-    beside = _adapted_matrices(c, adapter.lora, c.num_layers - 1)
-    return products + sum(size * (adapter.lora.r + outputs) for _, outputs in beside)
-
-
 def _frozen_bytes(config: ModelConfig, recipe: Recipe, trained: int, size: int) -> int:
     """Of the weights that are not trained, and of what an adapter keeps of them."""
     adapter = recipe.adapter
@@ -211,18 +169,31 @@ def _frozen_bytes(config: ModelConfig, recipe: Recipe, trained: int, size: int) 
         return (cost.total_params(config) - trained) * size
     total = cost.total_params(config) * size
     if adapter.kind == "qlora":
-        for inputs, outputs in _block_matrices(config).values():
+        for inputs, outputs in _all_linear_layers(config):
             elements = inputs * outputs
             small = quantized_bytes(elements, double_quant=adapter.lora.double_quant)
-            total += config.num_layers * (small - elements * size)
+            total += small - elements * size
     factors, magnitudes = _adapter_elements(config, adapter.lora)
     return total + 4 * (magnitudes + (factors if adapter.lora.init == "pissa" else 0))
+
+
+def _experts_at_work(config: ModelConfig, recipe: Recipe, size: int) -> int:
+    """Their gradients, and a fifth for what they are made of; measured."""
+    if config.moe is None or recipe.adapter.kind != "none":
+        return 0
+    experts = 3 * config.moe.num_experts * config.hidden_size * config.moe.intermediate_size
+    return experts * size * 6 // 5
 
 
 def _dequantized_bytes(config: ModelConfig, recipe: Recipe, size: int) -> int:
     if recipe.adapter.kind != "qlora":
         return 0
-    return size * max(inputs * outputs for inputs, outputs in _block_matrices(config).values())
+    return size * max(inputs * outputs for inputs, outputs in _all_linear_layers(config))
+
+
+def _all_linear_layers(config: ModelConfig) -> Iterator[tuple[int, int]]:
+    for layer in range(config.num_layers):
+        yield from linear_layers(config, layer).values()
 
 
 def _trained(config: ModelConfig, recipe: Recipe) -> list[_Tensors]:
@@ -234,7 +205,7 @@ def _trained(config: ModelConfig, recipe: Recipe) -> list[_Tensors]:
     lora = recipe.adapter.lora
     tensors = []
     for layer in range(config.num_layers):
-        for inputs, outputs in _adapted_matrices(config, lora, layer):
+        for inputs, outputs in adapted_matrices(config, lora, layer):
             tensors += [
                 _Tensors(1, lora.r * side, is_block_matrix=True) for side in (inputs, outputs)
             ]
@@ -249,50 +220,31 @@ def _named_tensors(config: ModelConfig) -> Iterator[tuple[str, _Tensors]]:
     if not config.tie_embeddings:
         yield "lm_head.weight", _Tensors(1, table, is_head=True)
     yield "model.norm.weight", _Tensors(1, config.hidden_size)
-    vectors = cost.layer_params(config) - cost.layer_matmul_params(config)
     for layer in range(config.num_layers):
-        yield f"model.layers.{layer}.input_layernorm.weight", _Tensors(1, vectors)
-        for name, (inputs, outputs) in _block_matrices(config).items():
-            matrix = _Tensors(1, inputs * outputs, is_block_matrix=True)
-            yield f"model.layers.{layer}.{name}.weight", matrix
+        start, left = f"model.layers.{layer}", cost.layer_params(config, layer)
+        for name, elements in _block_matrices(config, layer).items():
+            left -= elements
+            yield f"{start}.{name}", _Tensors(1, elements, is_block_matrix=True)
+        yield f"{start}.input_layernorm.weight", _Tensors(1, left)
+
+
+def _block_matrices(c: ModelConfig, layer: int) -> dict[str, int]:
+    """Elements of a block's matrices, those of all experts as one."""
+    found = {
+        f"{name}.weight": inputs * outputs
+        for name, (inputs, outputs) in linear_layers(c, layer).items()
+    }
+    if c.moe is not None and c.has_experts(layer):
+        experts = c.moe.num_experts * c.hidden_size * c.moe.intermediate_size
+        found["mlp.gate.weight"] = c.moe.num_experts * c.hidden_size
+        found["mlp.experts.gate_up_proj"] = 2 * experts
+        found["mlp.experts.down_proj"] = experts
+    return found
 
 
 def _adapter_elements(config: ModelConfig, lora: LoraSection) -> tuple[int, int]:
     """Of A and B of all adapted layers together, and of DoRA's magnitudes."""
     layers = range(config.num_layers)
-    found = [shape for layer in layers for shape in _adapted_matrices(config, lora, layer)]
+    found = [shape for layer in layers for shape in adapted_matrices(config, lora, layer)]
     factors = lora.r * sum(inputs + outputs for inputs, outputs in found)
     return factors, sum(outputs for _, outputs in found) if lora.use_dora else 0
-
-
-def _adapted_matrices(
-    config: ModelConfig, lora: LoraSection, layer: int
-) -> Iterator[tuple[int, int]]:
-    """Inputs and outputs of the layers of one block that get an adapter."""
-    if layer < lora.first_block(config.num_layers):
-        return
-    for name, shape in _block_matrices(config).items():
-        full = f".model.layers.{layer}.{name}"
-        targets = lora.target_modules
-        if targets == "all-linear" or any(full.endswith(f".{target}") for target in targets):
-            yield shape
-
-
-def _block_matrices(c: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of a block's linear layers, by their names in it."""
-    queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    hidden, inner = c.hidden_size, c.intermediate_size
-    if c.fused_projections:
-        entering = {
-            "self_attn.qkv_proj": (hidden, queries + 2 * keys),
-            "mlp.gate_up_proj": (hidden, 2 * inner),
-        }
-    else:
-        entering = {
-            "self_attn.q_proj": (hidden, queries),
-            "self_attn.k_proj": (hidden, keys),
-            "self_attn.v_proj": (hidden, keys),
-            "mlp.gate_proj": (hidden, inner),
-            "mlp.up_proj": (hidden, inner),
-        }
-    return entering | {"self_attn.o_proj": (queries, hidden), "mlp.down_proj": (inner, hidden)}

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from mule.config.schema import Recipe
 from mule.errors import ConfigError
 from mule.models import cost
-from mule.models.config import ModelConfig, named_size
+from mule.models.config import ModelConfig
 from mule.plan import fine_tune, memory
 from mule.plan.filler import Filler
 from mule.plan.length import cadences, fine_tuned_chats, learning_rate, length, step_rows
 from mule.plan.micro_batch import Timing, candidates, largest_even_part
 from mule.plan.mlx import settle_for_mlx
+from mule.plan.shape import check_routing
 from mule.plan.sharding import check_sharding, choose_sharding
 from mule.plan.trunk import choose_trunk_cache, kept_bytes
 
@@ -96,45 +97,9 @@ class Resolved:
         return replace(self, recipe=recipe, reasons=self.reasons | {_MICRO_BATCH: reason})
 
 
-def new_model_config(recipe: Recipe, tokenizer_size: int) -> ModelConfig:
-    """The shape of a model trained from scratch."""
-    m = recipe.model
-    if m.size is None and (m.hidden_size is None or m.num_layers is None or m.num_heads is None):
-        raise ConfigError(
-            ["the model has no shape: neither model.size, nor model.path, nor all dimensions"],
-            "set model.size (for example 10m), or model.path to start from a trained model",
-        )
-    named = named_size(m.size) if m.size else None
-
-    def pick(name: str, fallback: int) -> int:
-        given = getattr(m, name)
-        return given or (getattr(named, name) if named else fallback)
-
-    hidden, heads = pick("hidden_size", 0), pick("num_heads", 0)
-    rows = m.vocab_size or -(-tokenizer_size // 64) * 64
-    if rows < tokenizer_size:
-        raise ConfigError(
-            [f"model.vocab_size = {rows} is below the tokenizer's {tokenizer_size} tokens"],
-            "remove model.vocab_size, or raise it",
-        )
-    return ModelConfig(
-        family=m.family,
-        vocab_size=rows,
-        hidden_size=hidden,
-        num_layers=pick("num_layers", 0),
-        num_heads=heads,
-        num_kv_heads=pick("num_kv_heads", heads),
-        head_dim=pick("head_dim", hidden // max(heads, 1)),
-        intermediate_size=pick("intermediate_size", -(-hidden * 8 // (3 * 256)) * 256),
-        max_position_embeddings=m.max_position_embeddings or recipe.data.max_seq_length,
-        rope_theta=m.rope_theta,
-        qk_norm=m.family == "qwen3",
-        tie_embeddings=m.tie_embeddings,
-    )
-
-
 def resolve(recipe: Recipe, config: ModelConfig, facts: Facts) -> Resolved:
     """Fill every "auto" and every length, and check what only the data and machine can tell."""
+    check_routing(recipe, config)
     train, adapter, reasons = Filler(recipe, "train"), Filler(recipe, "adapter"), {}
     if recipe.adapter.engine == "mlx":
         settle_for_mlx(recipe, train, adapter, mps=facts.mps, processes=facts.num_processes)

@@ -27,7 +27,8 @@ from mule.models.folder import read_config
 from mule.models.hub import fetch_model, hub_repo
 from mule.plan.micro_batch import fastest
 from mule.plan.mlx import one_chat_a_row
-from mule.plan.resolve import Facts, Resolved, new_model_config, resolve
+from mule.plan.resolve import Facts, Resolved, resolve
+from mule.plan.shape import new_model_config
 from mule.plan.sharding import SHARDED
 from mule.run import Run
 from mule.tokenizer import Tokenizer
@@ -87,7 +88,9 @@ def assemble(recipe: Recipe, run: Run, group: Group = ALONE) -> Parts:
     check_patience_has_rows(recipe, validates=valid_shards is not None)
     if base_dir and train_shards.kind == "chat":
         introduce(recipe, base_dir, tokenizer, train_shards.parts[0].tokens)
-    facts = Facts(**group.from_first(lambda: asdict(_facts(train_shards, recipe.train, group))))
+    facts = Facts(
+        **group.from_first(lambda: asdict(machine_facts(train_shards, recipe.train, group)))
+    )
     room: dict[str, Any] = group.from_first(
         lambda: room_for_trunk(recipe, valid_shards, run, group)
     )
@@ -244,7 +247,7 @@ def _num_peaks(device: str, group: Group) -> int:
     return group.world_size if device == "cuda" else group.num_machines
 
 
-def _facts(shards: Shards, train: TrainSection, group: Group) -> Facts:
+def machine_facts(shards: Shards, train: TrainSection, group: Group = ALONE) -> Facts:
     """Of this machine and the data; what processes share is divided among them."""
     cuda = torch.cuda.is_available()
     mps = torch.backends.mps.is_available() and group.is_alone

@@ -22,6 +22,7 @@ from mule.adapters.nf4 import QUANTIZED
 from mule.adapters.start import for_unchanged_base, trained_part
 from mule.errors import StorageError, UserError
 from mule.models.folder import model_state, save_model, weight_files
+from mule.models.stored import Names
 from mule.models.tensor_file import open_tensors
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mule.train.distributed import Group
 
 _STATE, _MOMENTS = "state.json", "optimizer.safetensors"
+_ROUTING = "routing.safetensors"  # of a mixture of experts
 _SHARES = "optimizer"  # a folder in place of the file, when processes held the moments in shares
 
 
@@ -49,7 +51,10 @@ def save_checkpoint(folder: Path, parts: Parts, step: int) -> None:
         elif group.is_first:
             moments = {name: t.cpu().contiguous() for name, t in optimizer.moments().items()}
             save_file(moments, out / _MOMENTS)
+        routing = _routing(parts)
         if group.is_first:
+            if routing:
+                save_file(routing, out / _ROUTING)
             fsio.write_json(out / _STATE, _state(parts, step))
 
 
@@ -89,18 +94,21 @@ def write_model(weights: dict[str, torch.Tensor], parts: Parts, out: Path) -> No
         quantized = QUANTIZED[adapter.lora.double_quant] if adapter.kind == "qlora" else None
         save_identity(base, identity, out, quantized=quantized)
     else:
-        weights |= _unrounded({name: weights[name] for name in frozen}, parts.base[0])
+        kept = {name: weights[name] for name in frozen}
+        weights |= _unrounded(kept, parts.base[0], Names(parts.config))
         state = {name: weights[name].float() for name in model_state(parts.model)}
         save_model(state, parts.model.config, out, extra=token_ids(parts.tokenizer))
     parts.tokenizer.save(out)
 
 
-def _unrounded(frozen: dict[str, torch.Tensor], base: Path) -> dict[str, torch.Tensor]:
+def _unrounded(
+    frozen: dict[str, torch.Tensor], base: Path, names: Names
+) -> dict[str, torch.Tensor]:
     """What train.freeze leaves as it is, as the base has it, where it is computed with less."""
     if base == Path() or all(tensor.dtype == torch.float32 for tensor in frozen.values()):
         return frozen
     exact = {name: torch.empty(tensor.shape) for name, tensor in frozen.items()}
-    _copy_into(exact, *weight_files(base))
+    _copy_into(names.stored(exact), *weight_files(base))
     return exact
 
 
@@ -114,10 +122,10 @@ def load_checkpoint(folder: Path, parts: Parts) -> int:
                 "bring the old one back, or start a new run from these weights: "
                 f"model.path={folder} and another name",
             )
-    weights = {}
+    weights, names = {}, Names(parts.config)
     adapter = parts.recipe.adapter.kind != "none"
     for name, tensor in parts.optimizer.master_weights().items():
-        weights[next(iter(lora_state({name: tensor}))) if adapter else name] = tensor
+        weights |= lora_state({name: tensor}) if adapter else names.stored({name: tensor})
     _copy_into(weights, *sorted(folder.glob("*model*.safetensors")))
     if (folder / _SHARES).is_dir():
         from mule.train.sharded import load_shares
@@ -125,11 +133,26 @@ def load_checkpoint(folder: Path, parts: Parts) -> int:
         load_shares(parts.optimizer.moments(), folder / _SHARES)
     else:
         _copy_into(parts.optimizer.moments(), folder / _MOMENTS)
+    _load_routing(parts, folder / _ROUTING)
     parts.optimizer.num_updates = state["num_updates"]
     parts.optimizer.refresh_working_weights()
     if parts.scaler:
         parts.scaler.load(state["loss_scale"])
     return state["step"]
+
+
+def _routing(parts: Parts) -> dict[str, torch.Tensor]:
+    """The routers' biases and counts, which all processes add up; empty without experts."""
+    balance, group = parts.model.balance, parts.group
+    return {} if balance is None else balance.state(group.sum_, is_first=group.is_first)
+
+
+def _load_routing(parts: Parts, file: Path) -> None:
+    balance = parts.model.balance
+    if balance is not None:
+        state = balance.empty_state()
+        _copy_into(state, file)
+        balance.load(state, is_first=parts.group.is_first)
 
 
 def checkpoint_bytes(parts: Parts) -> int:

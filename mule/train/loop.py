@@ -31,6 +31,7 @@ from mule.train.signals import StopRequest, stop_on_signal
 from mule.train.step import Overflow, RefusedStep, StepResult, train_step
 
 _AVERAGE = "ema"  # the model folder of the averaged weights, in the run's
+_ROUTING_EVERY_STEPS = 20  # at least
 _STOPPED_EARLY = "stopped early"  # the event
 
 
@@ -215,9 +216,14 @@ class _Trainer:
         if scaler := self.parts.scaler:
             row |= {"loss_scale": scaler.scale, "skipped_updates": scaler.num_overflows}
         evaluated = done % int(self.parts.recipe.evaluate.every_steps) == 0
-        if evaluated or done == self.parts.resolved.num_steps:
+        evaluated = evaluated or done == self.parts.resolved.num_steps
+        if evaluated:
             row |= {**self.evaluator.losses, "devices": self._devices()}
-        self.run.log_metrics(row)
+        balance = self.parts.model.balance
+        if balance is not None and (evaluated or done % _ROUTING_EVERY_STEPS == 0):
+            self.run.log_metrics(row | {"moe": balance.report(self.group.sum_)})
+        else:
+            self.run.log_metrics(row)
         bar.advance(1, **(row | self.evaluator.losses))
 
     def is_to_be_saved(self, done: int) -> bool:

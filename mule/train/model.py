@@ -14,10 +14,11 @@ from mule.config.hints import near
 from mule.config.schema import Recipe
 from mule.errors import ConfigError
 from mule.models import cost
-from mule.models.config import ModelConfig
+from mule.models.config import ModelConfig, Routing
 from mule.models.decoder import Decoder, empty_decoder
 from mule.models.folder import load_weights
 from mule.plan.memory import adapter_bytes
+from mule.plan.shape import routing_of
 from mule.train.distributed import Group
 from mule.train.precision import DTYPES
 
@@ -40,9 +41,20 @@ def make_model(recipe: Recipe, config: ModelConfig, start: Start, group: Group) 
             add_lora(model, adapter.lora, seed=train.seed)
         group.after_first(lambda: begin(model, adapter, start, train.seed))
     assert train.activation_checkpointing != "auto"
-    model.set_training(dropout=train.dropout, recompute=train.activation_checkpointing)
+    model.set_training(
+        dropout=train.dropout,
+        recompute=train.activation_checkpointing,
+        routing=_routing(recipe),
+    )
     progress.note(_described(model, recipe))
     return model.train()
+
+
+def _routing(recipe: Recipe) -> Routing | None:
+    """How experts are balanced: not at all beside an adapter, for which the routers are frozen."""
+    if recipe.adapter.engine == "mlx":
+        return None  # computes them itself, and does not tell
+    return routing_of(recipe) if recipe.adapter.kind == "none" else Routing("none", z_loss=0.0)
 
 
 def _whole(recipe: Recipe, config: ModelConfig, start: Start, dtype: torch.dtype) -> Decoder:

@@ -16,17 +16,26 @@ from mule.train.distributed import Group
 from mule.train.flat import NUM_FIGURES, Flat
 from mule.train.rules import RULES, AdamW, Rule
 
+_FP32 = (".A_log", ".dt_bias", ".D")  # of state-space layers: what decides how fast they forget
+_NOT_DECAYED = ("embed_tokens", ".conv1d.", *_FP32)
+
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
-    """Whether weight decay acts on a parameter: on matrices only, never on embeddings."""
-    return parameter.dim() >= 2 and "embed_tokens" not in name
+    """Whether weight decay acts on a parameter: on matrices only, never on embeddings, nor on the
+    convolutions and decays of state-space layers."""
+    return parameter.dim() >= 2 and not any(part in name for part in _NOT_DECAYED)
+
+
+def stays_fp32(name: str) -> bool:
+    """Whether a parameter is computed with in fp32, whatever the precision of the others."""
+    return name.endswith(_FP32)
 
 
 class Optimizer:
     """Takes the model's trainable parameters over: after this, they live in flat buffers of `dtype`.
 
     The rule of `optim.kind` updates the matrices that it takes; AdamW updates everything else, and
-    without decay what is not a matrix, and embeddings.
+    without decay what is not a matrix, and embeddings. What `stays_fp32` is not in `dtype`.
     """
 
     def __init__(
@@ -43,14 +52,21 @@ class Optimizer:
         self._sums: torch.Tensor | None = None  # the groups' grad_sum, one after the other
         trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         decayed = [item for item in trained if decays(*item)]
-        kept = [item for item in trained if not decays(*item)]
+        kept = [item for item in trained if not decays(*item) and not stays_fp32(item[0])]
+        exact = [item for item in trained if stays_fp32(item[0])]
         rule, decay = RULES[optim.kind], optim.weight_decay
         taken = [item for item in decayed if rule.takes(*item)]
         left = [item for item in decayed if not rule.takes(*item)]
         self._rules: list[Rule] = []
-        for kind, named, strength in ((rule, taken, decay), (AdamW, left, decay), (AdamW, kept, 0)):
+        for kind, named, strength in (
+            (rule, taken, decay),
+            (AdamW, left, decay),
+            (AdamW, kept, 0),
+            (AdamW, exact, 0),
+        ):
             if named:
-                flat = Flat(named, dtype, averaged=optim.ema_decay is not None)
+                width = torch.float32 if named is exact else dtype
+                flat = Flat(named, width, averaged=optim.ema_decay is not None)
                 self._rules.append(kind(flat, optim, strength, compiled))
 
     def accumulate(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
@@ -103,6 +104,17 @@ def _compiled_adamw() -> Any:
     return torch.compile(_adamw, dynamic=True)
 
 
+def matrices(name: str, weight: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The matrices of a weight of a block, as views: one, or of stacked experts each one's own, gate
+    and up apart."""
+    if weight.dim() == 2:
+        yield weight
+        return
+    parts = 2 if name.endswith("gate_up_proj") else 1
+    for expert in weight.unbind():
+        yield from expert.chunk(parts)
+
+
 class Muon(Rule):
     """Orthogonalised momentum for the blocks' matrices: torch.optim.Muon on views of the masters.
 
@@ -113,34 +125,40 @@ class Muon(Rule):
     def __post_init__(self) -> None:
         flat = self.flat
         self.buffers["momentum"] = torch.zeros_like(flat.master)
-        self._matrices = {
-            name: nn.Parameter(flat.view(flat.master, name), requires_grad=False)
-            for name in flat.spans
-        }
+        self._matrices = [
+            nn.Parameter(matrix, requires_grad=False) for matrix in self._views(flat.master)
+        ]
         self._muon = torch.optim.Muon(
-            self._matrices.values(),
+            self._matrices,
             lr=0.0,  # each update brings its own
             weight_decay=self.weight_decay,
             momentum=self.optim.momentum,
             adjust_lr_fn="match_rms_adamw",
         )
-        for name, matrix in self._matrices.items():
-            buffer = flat.view(self.buffers["momentum"], name)
+        for matrix, buffer in zip(
+            self._matrices, self._views(self.buffers["momentum"]), strict=True
+        ):
             self._muon.state[matrix]["momentum_buffer"] = buffer
+
+    def _views(self, flat: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Every matrix of a flat buffer."""
+        for name in self.flat.spans:
+            yield from matrices(name, self.flat.view(flat, name))
 
     @staticmethod
     def takes(name: str, matrix: torch.Tensor) -> bool:
-        return matrix.dim() == 2 and "layers." in name  # not the head
+        is_expert = matrix.dim() == 3 and ".experts." in name
+        return (matrix.dim() == 2 or is_expert) and "layers." in name  # not the head
 
     def update(
         self, gradient: torch.Tensor, lr: float, grad_scale: float, num_updates: int
     ) -> None:
         scaled = gradient.float().mul_(grad_scale)  # in place where it is fp32 already
-        for name, matrix in self._matrices.items():
-            matrix.grad = self.flat.view(scaled, name)
+        for matrix, gradient in zip(self._matrices, self._views(scaled), strict=True):
+            matrix.grad = gradient
         self._muon.param_groups[0]["lr"] = lr
         self._muon.step()
-        for matrix in self._matrices.values():
+        for matrix in self._matrices:
             matrix.grad = None
         self.flat.weight.copy_(self.flat.master)
 

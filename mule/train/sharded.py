@@ -38,7 +38,7 @@ from mule.models.decoder import Decoder
 from mule.train.distributed import Group
 from mule.train.flat import Flat
 from mule.train.optim import Optimizer, decays
-from mule.train.rules import AdamW, Muon, Rule
+from mule.train.rules import AdamW, Muon, Rule, matrices
 
 # Of the decoder, beside `forward`: what uses weights.
 _FORWARD_METHODS = ("nll_sum", "nll_by_label", "step", "new_cache")
@@ -114,13 +114,15 @@ class _ShardedMuon(Rule):
         momentum = self.buffers["momentum"].lerp_(scaled, 1 - memory)
         ahead = self.flat.whole(scaled.lerp(momentum, memory)).full_tensor()
         # A step of length 1 from zero is the orthogonalised momentum, scaled to AdamW's length.
-        step = nn.Parameter(torch.zeros_like(ahead), requires_grad=False)
-        step.grad = ahead
+        step, (name,) = torch.zeros_like(ahead), self.flat.spans
+        parts = [nn.Parameter(matrix, requires_grad=False) for matrix in matrices(name, step)]
+        for part, direction in zip(parts, matrices(name, ahead), strict=True):
+            part.grad = direction
         muon = torch.optim.Muon(
-            [step], 1.0, 0.0, momentum=0.0, nesterov=False, adjust_lr_fn="match_rms_adamw"
+            parts, 1.0, 0.0, momentum=0.0, nesterov=False, adjust_lr_fn="match_rms_adamw"
         )
         muon.step()
-        own = share_like(step.detach(), self.flat.parameter).to_local()
+        own = share_like(step, self.flat.parameter).to_local()
         self.flat.master.mul_(1 - lr * self.weight_decay).add_(own.reshape(-1), alpha=lr)
 
 

@@ -63,6 +63,8 @@ def train_step(
     infinite, Overflow if that is due to the scale of `scaler`, else what `refuse` says.
     """
     num_targets = sum(batch.num_targets for batch in micro_batches)
+    if model.balance is not None:
+        model.balance.begin(_targets_per_token(micro_batches, group))
     # fp16 is scaled where the gradient begins; other formats are divided by the number of targets,
     # which several processes know only after their sum.
     factor = scaler.factor if scaler else 1.0
@@ -90,7 +92,19 @@ def train_step(
     optimizer.step(lr, grad_scale=min(1.0, max_grad_norm / (grad_norm + 1e-6)) * scale)
     if scaler:
         scaler.applied()
+    if model.balance is not None:
+        model.balance.applied(group.sum_)
     return StepResult(loss, grad_norm, num_targets)
+
+
+def _targets_per_token(micro_batches: Sequence[Batch], group: Group) -> float:
+    """Of the update, all processes together: the routers' losses are means over its tokens."""
+    counts = [sum(b.num_targets for b in micro_batches), sum(b.num_tokens for b in micro_batches)]
+    if not group.is_alone:
+        sums = torch.tensor(counts, device=micro_batches[0].targets.device)
+        group.sum_(sums)
+        counts = sums.tolist()
+    return counts[0] / max(counts[1], 1)
 
 
 def _refusal(

@@ -19,7 +19,7 @@ from mule.errors import ConfigError
 from mule.models import cost
 from mule.models.decoder import empty_decoder
 from mule.plan.catalogue import entries
-from mule.plan.resolve import new_model_config
+from mule.plan.shape import new_model_config
 from mule.run import Run
 from mule.train.optim import Optimizer
 from tests.life.tiny_life import Forker, write_data

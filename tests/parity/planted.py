@@ -34,6 +34,9 @@ _T = GGMLQuantizationType
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _LARGE = 1.2e5  # beyond float16
 _SHARDS = ("model.safetensors.index.json", "model-*.safetensors")
+_ONE_MLP = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "smollm3", "phi3", "granite")
+_EXPERTS = ("qwen3_moe", "granitemoeshared")
+_MAMBA = ("granitemoehybrid", "jamba")
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,12 @@ def rewritten(
     file: Path,
     entries: Callable[[dict[str, Any]], None] | None = None,
     drop_tensors: tuple[str, ...] = (),
+    tensors: Callable[[str, np.ndarray], np.ndarray] | None = None,
 ) -> Path:
-    """The same tensors under changed entries; an entry that becomes None is left out."""
+    """The same tensors under changed entries; an entry that becomes None is left out.
+
+    `tensors` changes numbers of the tensors in float32.
+    """
     reader = GGUFReader(file)
     out = file.with_name("rewritten.gguf")
     fields = {key: item for key, item in reader.fields.items() if not key.startswith("GGUF.")}
@@ -144,13 +151,11 @@ def rewritten(
         else:
             writer.add_string(key, value)
     for tensor in reader.tensors:
-        if tensor.name not in drop_tensors:
-            writer.add_tensor(
-                tensor.name,
-                np.asarray(tensor.data),
-                raw_shape=tensor.data.shape,
-                raw_dtype=tensor.tensor_type,
-            )
+        if not re.search("|".join(drop_tensors) or "$^", tensor.name):
+            data = np.asarray(tensor.data)
+            if tensors is not None and tensor.tensor_type == _T.F32:
+                data = tensors(tensor.name, data).astype(np.float32)
+            writer.add_tensor(tensor.name, data, raw_shape=data.shape, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -304,8 +309,10 @@ def _quantised_twice(case: Case) -> Path:
 
         def grid(weights: Weights) -> Weights:
             return {
-                n: torch.from_numpy(through_blocks(quantizer, n, w.numpy(), _T.Q8_0))
-                if w.dim() > 1 and w.shape[1] % 32 == 0
+                n: torch.from_numpy(
+                    through_blocks(quantizer, n, w.flatten(0, -2).numpy(), _T.Q8_0)
+                ).view_as(w)
+                if w.dim() > 1 and w.shape[-1] % 32 == 0
                 else w
                 for n, w in weights.items()
             }
@@ -320,7 +327,7 @@ def _quantised_twice(case: Case) -> Path:
     "q and k unpermuted",
     "the rows of q and k were left as the folder has them",
     r"q and k rows are not permuted",
-    families=("llama", "mistral", "smollm3", "granite"),
+    families=("llama", "mistral", "smollm3", "granite", "granitemoeshared", "granitemoehybrid"),
 )
 def _unpermuted(case: Case) -> Path:
     return case.export(case.changed(_turned(case, part_heads)))
@@ -330,7 +337,7 @@ def _unpermuted(case: Case) -> Path:
     "q and k permuted",
     "the rows of q and k were interleaved in a family that must not",
     r"q and k rows are permuted, and this family's are not",
-    families=("qwen2", "qwen3", "gemma3_text"),
+    families=("qwen2", "qwen3", "gemma3_text", "qwen3_moe"),
 )
 def _permuted(case: Case) -> Path:
     return case.export(case.changed(_turned(case, interleave_heads)))
@@ -354,14 +361,19 @@ def _gate_and_up(case: Case) -> Path:
         for name in _each(weights, "gate_proj"):
             other = name.replace("gate_proj", "up_proj")
             weights[name], weights[other] = weights[other], weights[name]
-        for name in _each(weights, "gate_up_proj"):
-            weights[name] = weights[name].roll(len(weights[name]) // 2, 0)
+        for name in [*_each(weights, "gate_up_proj"), *_each(weights, "input_linear")]:
+            weights[name] = weights[name].roll(weights[name].shape[-2] // 2, -2)
         return weights
 
     return case.export(case.changed(swap))
 
 
-@_fault("layers swapped", "two layers changed places", r"layers 1 and 2 are swapped")
+@_fault(
+    "layers swapped",
+    "two layers changed places",
+    r"layers 1 and 2 are swapped",
+    families=(*_ONE_MLP, *_EXPERTS),
+)
 def _layers(case: Case) -> Path:
     def swap(weights: Weights) -> Weights:
         other = {"1": "2", "2": "1"}
@@ -458,7 +470,7 @@ def _scaled(case: Case) -> Path:
 @_fault("a layer of zeros", "a tensor was never filled", r"nothing but zeros")
 def _zeros(case: Case) -> Path:
     def clear(weights: Weights) -> Weights:
-        name = "model.layers.1.mlp.down_proj.weight"
+        name = next(n for n in weights if re.search(r"layers\.1\..*(down_proj|output_linear)", n))
         return weights | {name: torch.zeros_like(weights[name])}
 
     return case.export(case.changed(clear))
@@ -483,6 +495,7 @@ def _damaged(case: Case) -> Path:
     "f16 overflow",
     "a weight beyond float16 was written as f16",
     r"f16 overflow: inf",
+    families=_ONE_MLP,
     types=("f16",),
     own_model=True,
 )
@@ -511,10 +524,179 @@ def _cut(case: Case) -> Path:
     return file
 
 
+# ---------------------------------------------------------------- experts
+
+
+@_fault(
+    "experts swapped",
+    "two experts of a layer changed places, the router's rows did not",
+    r"experts 0 and 1 are swapped",
+    families=_EXPERTS,
+)
+def _experts_swapped(case: Case) -> Path:
+    other = {"0": "1", "1": "0"}
+
+    def swap(weights: Weights) -> Weights:
+        for name in [*_each(weights, "input_linear"), *_each(weights, "output_linear")]:
+            if weights[name].dim() == 3:
+                order = [1, 0, *range(2, len(weights[name]))]
+                weights[name] = weights[name][order]
+        return {
+            re.sub(r"(experts\.)([01])\.", lambda m: f"{m[1]}{other[m[2]]}.", name): tensor
+            for name, tensor in weights.items()
+        }
+
+    return case.export(case.changed(swap))
+
+
+@_fault(
+    "experts' gate and up swapped",
+    "gate and up of every expert changed places",
+    r"the experts' gate and up are swapped",
+    families=_EXPERTS,
+)
+def _experts_gate_and_up(case: Case) -> Path:
+    def swap(weights: Weights) -> Weights:
+        for name in [n for n in _each(weights, "gate_proj") if ".experts." in n]:
+            other = name.replace("gate_proj", "up_proj")
+            weights[name], weights[other] = weights[other], weights[name]
+        for name in _each(weights, "input_linear"):
+            if weights[name].dim() == 3:
+                weights[name] = weights[name].roll(weights[name].shape[1] // 2, 1)
+        return weights
+
+    return case.export(case.changed(swap))
+
+
+@_fault(
+    "router shifted",
+    "the rows of the routers moved by one expert",
+    r"the router's rows shifted down by 1",
+    families=_EXPERTS,
+)
+def _router(case: Case) -> Path:
+    def shift(weights: Weights) -> Weights:
+        for name in [n for n in weights if n.endswith(("mlp.gate.weight", "router.layer.weight"))]:
+            weights[name] = weights[name].roll(1, 0)
+        return weights
+
+    return case.export(case.changed(shift))
+
+
+@_fault(
+    "shared expert left out",
+    "the tensors of the expert that every token passes are missing",
+    r"the shared expert is left out",
+    families=("granitemoeshared",),
+)
+def _shared_left_out(case: Case) -> Path:
+    return rewritten(case.export(), drop_tensors=("_shexp",))
+
+
+@_fault(
+    "experts a token",
+    "one expert less is asked for each token",
+    r"experts a token 1, the model has 2",
+    families=_EXPERTS,
+)
+def _fewer_experts(case: Case) -> Path:
+    return _entry(case, expert_used_count=1)
+
+
+# ---------------------------------------------------------------- state-space layers
+
+
+def _decays(case: Case, change: Callable[[np.ndarray], np.ndarray], part: str) -> Path:
+    """A good file with other numbers in one tensor of each Mamba layer."""
+    return rewritten(
+        case.export(), tensors=lambda name, data: change(data) if name.endswith(part) else data
+    )
+
+
+@_fault(
+    "A's sign forgotten",
+    "exp(A_log) was written, without the minus",
+    r"A of a Mamba layer has the wrong sign",
+    families=_MAMBA,
+)
+def _sign(case: Case) -> Path:
+    return _decays(case, np.negative, ".ssm_a")
+
+
+@_fault(
+    "A_log written",
+    "A_log was written as the folder has it",
+    r"A of a Mamba layer is its logarithm",
+    families=_MAMBA,
+)
+def _logarithm(case: Case) -> Path:
+    return _decays(case, lambda a: np.log(-a), ".ssm_a")
+
+
+@_fault(
+    "D forgotten",
+    "what passes a Mamba layer unchanged was left at zero",
+    r"D of a Mamba layer was forgotten",
+    families=_MAMBA,
+)
+def _skip(case: Case) -> Path:
+    return _decays(case, np.zeros_like, ".ssm_d")
+
+
+@_fault(
+    "convolution reversed",
+    "the short convolution runs from the newest token to the oldest",
+    r"the convolution of a Mamba layer runs backwards",
+    families=_MAMBA,
+)
+def _convolution(case: Case) -> Path:
+    def flip(weights: Weights) -> Weights:
+        for name in [n for n in weights if n.endswith("conv1d.weight")]:
+            weights[name] = weights[name].flip(-1)
+        return weights
+
+    return case.export(case.changed(flip))
+
+
+@_fault(
+    "x and z swapped",
+    "the two halves of a Mamba layer's first matrix changed places",
+    r"x and z of a Mamba layer are swapped",
+    families=_MAMBA,
+)
+def _halves(case: Case) -> Path:
+    _, shape = read_shape(case.folder)
+    assert shape.ssm is not None
+    inner = shape.ssm.inner
+
+    def swap(weights: Weights) -> Weights:
+        for name in [n for n in weights if n.endswith("mamba.in_proj.weight")]:
+            z, x, rest = weights[name].split([inner, inner, len(weights[name]) - 2 * inner])
+            weights[name] = torch.cat([x, z, rest])
+        return weights
+
+    return case.export(case.changed(swap))
+
+
+@_fault(
+    "positions turned",
+    "a hybrid without rotary positions was said to have them",
+    r"rotary positions True, the model has False",
+    families=("granitemoehybrid",),
+)
+def _turning(case: Case) -> Path:
+    return _entry(case, rope__scaling__finetuned=True)
+
+
 # ---------------------------------------------------------------- what the file says
 
 
-@_fault("rope base", "another base of the rotary positions", r"RoPE base 12345, the model has")
+@_fault(
+    "rope base",
+    "another base of the rotary positions",
+    r"RoPE base 12345, the model has",
+    families=(*_ONE_MLP, *_EXPERTS),
+)
 def _rope_base(case: Case) -> Path:
     return _entry(case, rope__freq_base=12345.0)
 
@@ -535,7 +717,7 @@ def _heads(case: Case) -> Path:
     "missing scale",
     "the scale of the logits was left out",
     r"missing logit scale",
-    families=("granite",),
+    families=("granite", "granitemoeshared"),
 )
 def _logit_scale(case: Case) -> Path:
     return _entry(case, logit_scale=None)
@@ -545,7 +727,7 @@ def _logit_scale(case: Case) -> Path:
     "attention scale",
     "the scale of the attention was left out",
     r"missing attention scale",
-    families=("granite",),
+    families=("granite", "granitemoeshared"),
 )
 def _attention_scale(case: Case) -> Path:
     return _entry(case, attention__scale=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ def test_what_the_families_say() -> None:
     assert phi.rope_scaling.original_max_position_embeddings == 4096
     granite = read("ibm-granite/granite-3.3-2b-instruct")
     assert (granite.logit_scale, granite.residual_scale) == (1 / 8, 0.22)
+    moe = read("Qwen/Qwen3-30B-A3B").moe
+    assert moe is not None and (moe.num_experts, moe.experts_per_token) == (128, 8)
+    assert moe.renormalize and moe.layers is None and moe.shared_intermediate_size == 0
+    shared = read("ibm-research/moe-7b-1b-active-shared-experts")
+    assert shared.attention_scale == 1 / 128 and shared.moe is not None
+    assert (shared.moe.intermediate_size, shared.moe.shared_intermediate_size) == (512, 1024)
     rnj = read("EssentialAI/rnj-1-instruct")
     assert rnj.sliding_layers == () and rnj.logit_softcap == 30.0
     assert rnj.rope_scaling is not None and rnj.rope_scaling.kind == "yarn"
@@ -113,6 +120,41 @@ def test_values_of_a_wrong_type_are_refused(key: str, value: Any, what: str) -> 
     with pytest.raises(ModelError, match=r"config.json has no 'hidden_size'\nhint: download"):
         raw = PUBLISHED["microsoft/Phi-4-mini-instruct"][1]
         family("phi3").from_hf({key: raw[key] for key in raw if key != "hidden_size"})
+
+
+def test_experts_in_some_blocks_are_read_and_written() -> None:
+    name = "Qwen/Qwen3-30B-A3B"
+    some = read(name, decoder_sparse_step=4, mlp_only_layers=[3, 47])
+    assert some.moe is not None and some.moe.layers == tuple(range(7, 47, 4))
+    raw = family("qwen3_moe").to_hf(some)
+    assert raw["decoder_sparse_step"] == 1 and len(raw["mlp_only_layers"]) == 38
+    assert family("qwen3_moe").from_hf(raw) == some
+    plain = read(name, norm_topk_prob=None)
+    assert plain.moe is not None and not plain.moe.renormalize  # as the class has it
+    with pytest.raises(ModelError, match=r"mlp_only_layers = \[48\] for 48 blocks.*\nhint: down"):
+        read(name, mlp_only_layers=[48])
+    with pytest.raises(ModelError, match="9 experts a token of 8 in all"):
+        read(name, num_experts=8, num_experts_per_tok=9)
+
+
+def test_what_a_family_cannot_express_is_refused() -> None:
+    qwen, granite = read("Qwen/Qwen3-30B-A3B"), read("ibm-research/moe-7b-1b-active-shared-experts")
+    assert qwen.moe is not None and granite.moe is not None
+    for config, says in (
+        (replace(qwen, moe=None), "none that all tokens share\nhint: set model.family=granitemoes"),
+        (replace(qwen, moe=granite.moe), "none that all tokens share\nhint: set model.family=gra"),
+        (replace(qwen, sliding_window=9, sliding_layers=(1,)), "in some\nhint: remove model.slid"),
+        (
+            replace(granite, moe=replace(granite.moe, layers=(1,))),
+            "every block of granitemoeshared",
+        ),
+        (
+            replace(granite, moe=replace(granite.moe, renormalize=False)),
+            "weights add up to 1\nhint",
+        ),
+    ):
+        with pytest.raises(ModelError, match=says):
+            family(config.family).to_hf(config)
 
 
 def test_gemma_with_eyes_and_unknown_types_are_refused(tmp_path: Path) -> None:

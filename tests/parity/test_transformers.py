@@ -72,7 +72,8 @@ def test_the_config_survives_both_ways_and_counts_what_is_there(pair) -> None:
     config = ours.config
     assert family(config.family).from_hf(family(config.family).to_hf(config)) == config
     assert cost.total_params(config) == sum(p.numel() for p in ours.parameters())
-    assert expected(config) == {name: tuple(t.shape) for name, t in model_state(ours).items()}
+    if config.moe is None and config.mamba is None:  # what mule convert reads
+        assert expected(config) == {name: tuple(t.shape) for name, t in model_state(ours).items()}
 
 
 def test_fresh_weights_norms_and_biases(pair) -> None:

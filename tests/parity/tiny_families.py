@@ -65,6 +65,30 @@ _GRANITE: dict[str, Any] = {
     "attention_multiplier": 0.11,
     "logits_scaling": 3.0,
 }
+_EXPERTS: dict[str, Any] = {"num_local_experts": 8, "num_experts_per_tok": 2}
+_HYBRID: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "shared_intermediate_size": 160,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 32,
+    "mamba_d_state": 16,
+    "mamba_n_groups": 1,
+    "mamba_expand": 2,
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+}
+_JAMBA: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "attn_layer_period": 3,
+    "attn_layer_offset": 1,
+    "mamba_d_state": 8,
+    "mamba_dt_rank": 32,
+    "num_experts": 1,
+    "num_experts_per_tok": 1,
+}
+NULL_LAYER = 2  # of the models that llama.cpp needs one of, behind the layers that do something
+_NO_ATTENTION = ["linear_attention"] * NULL_LAYER + ["full_attention"]
 # Name -> model_type and what its config.json says beside the sizes.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"attention_bias": True, "mlp_bias": True}),
@@ -117,6 +141,36 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "granite": ("granite", _GRANITE | {"tie_word_embeddings": True}),
     "granite, llama3": ("granite", _GRANITE | {"attention_bias": True} | LLAMA3),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "norm_topk_prob": True,
+            "head_dim": 64,
+        },
+    ),
+    "granitemoeshared": (
+        "granitemoeshared",
+        _GRANITE | _EXPERTS | {"shared_intermediate_size": 160, "tie_word_embeddings": True},
+    ),
+    "hybrid": ("granitemoehybrid", _GRANITE | _HYBRID),
+    "hybrid, groups and RoPE": (
+        "granitemoehybrid",
+        _HYBRID | {"mamba_n_groups": 2, "position_embedding_type": "rope"},
+    ),
+    "hybrid, experts": ("granitemoehybrid", _GRANITE | _HYBRID | _EXPERTS),
+    "hybrid, no attention": (
+        "granitemoehybrid",
+        _HYBRID | {"layer_types": _NO_ATTENTION, "num_key_value_heads": 1},
+    ),
+    "jamba": ("jamba", _JAMBA),
+    "jamba, experts": ("jamba", _JAMBA | {"num_experts": 4, "num_experts_per_tok": 2}),
+    "jamba, no attention": (
+        "jamba",
+        _JAMBA | {"attn_layer_offset": NULL_LAYER, "num_key_value_heads": 1},
+    ),
 }
 
 
@@ -132,6 +186,9 @@ def save_family(folder: Path, name: str, tokenizer: Tokenizer | None = None, **m
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases off their trivial values
                 parameter.add_(0.2 * torch.randn_like(parameter))
+        if "no attention" in name:
+            for parameter in model.model.layers[NULL_LAYER].parameters():
+                parameter.zero_()
     model.save_pretrained(folder)
     tokenizer.save(folder)
     return model

@@ -121,6 +121,59 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "granite",
         dict(num_key_value_heads=3, attention_bias=True, mlp_bias=True, logits_scaling=0.5),
     ),
+    "qwen3-moe": (
+        "qwen3_moe",
+        dict(
+            num_key_value_heads=2,
+            head_dim=10,
+            num_experts=5,
+            num_experts_per_tok=2,
+            moe_intermediate_size=28,
+            norm_topk_prob=True,
+        ),
+    ),
+    "qwen3-moe-mixed": (
+        "qwen3_moe",
+        dict(
+            num_key_value_heads=3,
+            num_hidden_layers=5,
+            num_experts=6,
+            num_experts_per_tok=3,
+            moe_intermediate_size=20,
+            norm_topk_prob=False,
+            decoder_sparse_step=2,
+            mlp_only_layers=[3],
+            use_sliding_window=True,
+            sliding_window=9,
+            tie_word_embeddings=True,
+        ),
+    ),
+    "granite-moe": (
+        "granitemoeshared",
+        dict(
+            num_key_value_heads=2,
+            intermediate_size=28,
+            shared_intermediate_size=36,
+            num_local_experts=5,
+            num_experts_per_tok=2,
+            embedding_multiplier=6.0,
+            residual_multiplier=0.22,
+            attention_multiplier=0.2,
+            logits_scaling=3.0,
+            tie_word_embeddings=True,
+        ),
+    ),
+    "granite-moe-unshared": (
+        "granitemoeshared",
+        dict(
+            num_key_value_heads=3,
+            intermediate_size=20,
+            shared_intermediate_size=0,
+            num_local_experts=7,
+            num_experts_per_tok=3,
+            attention_bias=True,
+        ),
+    ),
 }
 CLASSES: dict[str, tuple[Any, Any]] = {
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
@@ -131,6 +184,11 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "smollm3": (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM),
     "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM),
     "granite": (transformers.GraniteConfig, transformers.GraniteForCausalLM),
+    "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
+    "granitemoeshared": (
+        transformers.GraniteMoeSharedConfig,
+        transformers.GraniteMoeSharedForCausalLM,
+    ),
 }
 
 

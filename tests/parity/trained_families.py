@@ -40,7 +40,7 @@ _WIDE: dict[str, Any] = {
 }
 _VOCAB = 1024
 # model_type -> what its config.json says beside the sizes. Mistral's attention output has rows of
-# 320, which K-quants cannot hold.
+# 320, which K-quants cannot hold, and of granitemoeshared's experts down has rows of 160.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True},
     "mistral": {"head_dim": 80, "sliding_window": None},
@@ -60,6 +60,40 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.6,
         "attention_multiplier": 0.125,
         "logits_scaling": 2.0,
+    },
+    "qwen3_moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 256,
+        "norm_topk_prob": True,
+    },
+    "granitemoeshared": {
+        "num_local_experts": 10,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 160,
+        "shared_intermediate_size": 256,
+        "residual_multiplier": 0.8,
+        "attention_multiplier": 0.125,
+        "logits_scaling": 2.0,
+    },
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "attention", "mamba"],
+        "shared_intermediate_size": 512,
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "attention_multiplier": 0.125,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 64,
+        "mamba_d_state": 32,
+        "mamba_chunk_size": 64,
+    },
+    "jamba": {
+        "attn_layer_period": 3,
+        "attn_layer_offset": 1,
+        "mamba_d_state": 16,
+        "mamba_dt_rank": 16,
+        "num_experts": 1,
+        "num_experts_per_tok": 1,
     },
 }
 QUICK = ("llama", "gemma3_text")  # of which the tests run in `make test`

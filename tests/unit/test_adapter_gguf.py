@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ def prove(root: Path, base: Path, adapter: Path, file: Path, kind: str = "f32") 
 
 
 FAST = ("llama", "gemma3_text", "phi3")  # turned rows, offset norms, fused layers
+# Linear layers of a Mamba-1 block that multiply by themselves; the rank of the steps does not.
+JAMBA = [*(f"{name}_proj" for name in "qkvo"), "in_proj", "x_proj", "out_proj"]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +54,9 @@ FAST = ("llama", "gemma3_text", "phi3")  # turned rows, offset norms, fused laye
 )
 def test_every_family_is_what_was_trained(tmp_path: Path, family: str) -> None:
     name = next(name for name, (kind, _) in MODELS.items() if kind == family)
-    proof = prove(tmp_path, *make(tmp_path, name))
+    targets: Any = JAMBA if family == "jamba" else "all-linear"
+    settings = LoraSection(r=3, alpha=5.0, target_modules=targets)
+    proof = prove(tmp_path, *make(tmp_path, name, settings))
     assert proof.ok, proof.failures
     assert proof.with_adapter.max_logit_difference < (5e-3 if "gemma" in family else 1e-3)
     assert proof.effect.max_logit_difference > 0.1 and proof.scale_zero == 0
@@ -124,6 +129,21 @@ def test_f16_is_near_and_a_rounded_base_too(case: Case, tmp_path: Path) -> None:
     proof = prove(case.root, case.base, case.adapter, tmp_path / "q8.gguf")
     assert proof.ok, proof.failures
     assert proof.with_adapter.kl_mean < 4 * proof.without.kl_mean < proof.effect.kl_mean
+
+
+def test_a_matrix_that_the_file_cuts_in_two_is_refused(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    save_family(base, "hybrid")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    layer = "base_model.model.model.layers.0.shared_mlp.input_linear"
+    halves = {f"{layer}.lora_A.weight": (2, 128), f"{layer}.lora_B.weight": (320, 2)}
+    save_file({n: torch.ones(s) for n, s in halves.items()}, adapter / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["input_linear"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"a part of blk\.0\.ffn_.* in a GGUF") as error:
+        write_adapter(adapter, base, tmp_path / "a.gguf")
+    assert "mule merge" in error.value.hint
 
 
 def test_rows_in_the_wrong_order_are_found(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from mule.generate.request import Ended, Event, Request, Token
 from mule.generate.sampler import Sampling
 from mule.models.config import RopeScaling
 from mule.models.decoder import Decoder
+from mule.models.families import qwen3
 from tests.parity.tiny_gguf import tiny_tokenizer
 from tests.tiny import TINY, tiny_model
 
@@ -400,7 +401,7 @@ def test_weights_stored_in_bf16_stay_so(tmp_path: Path, monkeypatch: pytest.Monk
         ("float32", False, torch.float32),
         ("float16", False, torch.float32),
     ):
-        fsio.write_json(tmp_path / "config.json", {"torch_dtype": stored})
+        fsio.write_json(tmp_path / "config.json", qwen3.to_hf(TINY) | {"torch_dtype": stored})
         assert batching.serving_dtype(tmp_path, adapted=adapted) == expected
     monkeypatch.setattr(batching.machine, "has_fast_bf16", lambda: True)
     assert batching.serving_dtype(tmp_path, adapted=True) == torch.bfloat16

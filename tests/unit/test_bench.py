@@ -109,7 +109,7 @@ def test_an_unknown_benchmark_and_an_unknown_key() -> None:
     assert caught.value.hint == "did you mean `train`?"
     with pytest.raises(UserError) as caught:
         bench.run("lunch", [])
-    assert caught.value.hint == "one of train, compile, merge, all, report"
+    assert caught.value.hint == "one of train, compile, merge, kv, all, report"
     with pytest.raises(ConfigError, match="modle"):
         bench.run("train", ["modle.size=1m"])
 

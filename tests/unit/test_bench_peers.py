@@ -66,7 +66,7 @@ def _eager(job: Any) -> list[str]:
 def test_mule_is_given_the_job_whole(jobs: None) -> None:
     from mule.commands.bench import _resolved
     from mule.config.load import load_recipe
-    from mule.plan.resolve import new_model_config
+    from mule.plan.shape import new_model_config
 
     for name in SHAPES:
         job = bench.job_of(name)

@@ -124,14 +124,6 @@ def test_decoding_is_timed_while_all_rows_are_answered(bench: ModuleType) -> Non
     assert decode_rate([[1.0, 2.0], [3.0, 4.0]]) == 1.0  # never together
 
 
-def test_memory_is_read_at_some_speed(bench: ModuleType) -> None:
-    import torch
-
-    threads = torch.get_num_threads()
-    assert bench.read_bandwidth(1, 2**20) > 1e6
-    torch.set_num_threads(threads)
-
-
 # ---------------------------------------------------------------- the table
 
 

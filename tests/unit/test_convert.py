@@ -145,7 +145,10 @@ def test_several_state_dicts_are_named() -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("transformer.wte.weight", "GPT-2 or nanoGPT, which Mule does not compute:\n  transformer"),
+        (
+            "transformer.wte.weight",
+            "GPT-2 or nanoGPT, which mule convert does not read:\n  transformer",
+        ),
         ("layers.0.attention.wq.weight", "Meta's own layout"),
         ("base_model.model.layers.0.q.lora_A.weight", "a LoRA adapter"),
         ("encoder.block.weight", "no tensor is called model.layers.0...; there are:\n  encoder"),

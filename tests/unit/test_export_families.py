@@ -49,19 +49,46 @@ LONGROPE = {
     "original_max_position_embeddings": 64,
 }
 GEMMA = {"model_type": "gemma3_text", "query_pre_attn_scalar": 12, "sliding_window": 16}
+_MAMBA = {"mamba_expand": 2, "mamba_d_state": 8, "mamba_d_conv": 4}
+_EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 4}
+HYBRID = {
+    "model_type": "granitemoehybrid",
+    "shared_intermediate_size": 40,
+    "layer_types": ["mamba", "attention"],
+    "mamba_n_heads": 6,
+    "mamba_n_groups": 2,
+    **_MAMBA,
+}
+JAMBA = {
+    "model_type": "jamba",
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "mamba_dt_rank": 5,
+    "num_experts": 1,
+    **_MAMBA,
+}
+# What config.json of a family has that of Llama has not.
+OWN: dict[str, dict[str, Any]] = {
+    "gemma3_text": GEMMA,
+    "qwen3_moe": {"moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2},
+    "granitemoeshared": {"shared_intermediate_size": 40, **_EXPERTS},
+    "granitemoehybrid": HYBRID | _EXPERTS,
+    "jamba": JAMBA | {"num_experts": 4, "num_experts_per_tok": 2},
+}
 
 
 def shape_of(folder: Path, **changes: Any) -> Any:
-    (folder / "config.json").write_text(json.dumps(CONFIG | changes))
+    own = OWN.get(changes.get("model_type", ""), {})
+    (folder / "config.json").write_text(json.dumps(CONFIG | own | changes))
     return read_shape(folder)
 
 
 def names(folder: Path, family: str = "llama", **changes: Any) -> set[str]:
     """The weights that a model of this config has."""
     entry, shape = shape_of(folder, model_type=family, **changes)
-    found = {"model.embed_tokens.weight", "model.norm.weight"}
+    found = {"model.embed_tokens.weight", f"{entry.last_norm}.weight"}
     for layer in range(shape.layers):
-        found |= {f"model.layers.{layer}.{name}.weight" for name in entry.layer}
+        found |= {f"model.layers.{layer}.{name}" for name in entry.words(shape, layer)}
         if entry.always_biased:
             found |= {f"model.layers.{layer}.{name}.bias" for name in entry.biases}
     return found
@@ -108,6 +135,15 @@ def test_both_spellings_of_the_rope_base(
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is set"),
         ({"quantization_config": {"bits": 4}}, "already quantised"),
         ({"model_type": "qwen3", "use_sliding_window": True}, "use_sliding_window = True"),
+        ({"model_type": "qwen3_moe", "norm_topk_prob": False}, "norm_topk_prob = False, and llama"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": [1]}, "some layers have no experts"),
+        (HYBRID | {"layer_types": ["attention"] * 2}, "no layer is a Mamba one"),
+        (HYBRID | {"layer_types": ["mamba"] * 2}, "with a layer of zeros behind the last"),
+        (HYBRID | {"mamba_expand": 1}, "48 channels in its Mamba layers; llama.cpp computes twice"),
+        (HYBRID | {"mamba_conv_bias": False}, "mamba_conv_bias = False, and llama.cpp adds one"),
+        (HYBRID | {"mamba_proj_bias": True}, "mamba_proj_bias = True, and llama.cpp computes only"),
+        (HYBRID | {"time_step_limit": [0.0, 0.5]}, "time_step_limit = [0, 0.5], and llama.cpp has"),
+        (JAMBA | {"head_dim": 20}, "heads of another width than hidden_size / num_attention_heads"),
     ],
 )
 def test_what_cannot_be_written_is_refused(
@@ -130,7 +166,7 @@ def test_a_missing_key_or_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_weight_is_expected_with_its_shape(tmp_path: Path, family: str) -> None:
-    found = names(tmp_path, family, query_pre_attn_scalar=12)
+    found = names(tmp_path, family)
     expected = expected_weights(*read_shape(tmp_path), found)
     assert set(expected) == found
     if family == "phi3":
@@ -138,9 +174,10 @@ def test_every_weight_is_expected_with_its_shape(tmp_path: Path, family: str) ->
         assert expected["model.layers.1.mlp.gate_up_proj.weight"] == (160, 48)
     else:
         assert expected["model.layers.1.self_attn.k_proj.weight"] == (24, 48)
-    assert expected["model.layers.0.mlp.down_proj.weight"] == (48, 80)
+    if family not in OWN or family == "gemma3_text":
+        assert expected["model.layers.0.mlp.down_proj.weight"] == (48, 80)
     normed = "model.layers.0.self_attn.q_norm.weight" in expected
-    assert normed == (family in ("qwen3", "gemma3_text"))
+    assert normed == (family in ("qwen3", "qwen3_moe", "gemma3_text"))
     assert ("model.layers.0.self_attn.v_proj.bias" in expected) == (family == "qwen2")
 
 

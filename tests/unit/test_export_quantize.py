@@ -172,6 +172,32 @@ def test_a_v_that_many_heads_share_gets_more_bits() -> None:
     assert set(types("iq4_xs", "attn_v", grouped=7)) == {"Q5_K"}
 
 
+@pytest.mark.parametrize(
+    ("type_name", "others"),
+    [("q4_k_m", "Q5_K"), ("q5_k_m", "Q5_K"), ("q6_k", "Q6_K"), ("q2_k", "Q5_K"), ("q8_0", "Q8_0")],
+)
+def test_eight_experts_give_attention_more_bits(type_name: str, others: str) -> None:
+    mixture = Mixture(type_name, 16, False, experts=8)
+    found = {
+        matrix: {mixture.tensor_type(f"blk.{i}.{matrix}.weight", (9, 256))[0].name for i in (0, 5)}
+        for matrix in ("attn_v", "attn_k", "attn_output")
+    }
+    assert found == {"attn_v": {"Q8_0"}, "attn_k": {"Q8_0"}, "attn_output": {others}}
+
+
+def test_experts_are_the_matrices_that_they_stand_for() -> None:
+    mixture = Mixture("q4_k_m", 16, False, experts=6)
+    for end, shape in (("", (9, 256)), ("_exps", (6, 9, 256)), ("_shexp", (9, 256))):
+        kinds = [mixture.tensor_type(f"blk.{i}.ffn_down{end}.weight", shape)[0] for i in range(4)]
+        assert [kind.name for kind in kinds] == ["Q6_K", "Q6_K", "Q4_K", "Q4_K"]
+
+
+def test_the_v_of_a_hybrid_counts_layers_that_attend() -> None:
+    hybrid = Mixture("q3_k_m", 9, False, attending=(2, 5, 8))
+    kinds = [hybrid.tensor_type(f"blk.{i}.attn_v.weight", (9, 256))[0].name for i in (2, 5, 8)]
+    assert kinds == ["Q5_K", "Q5_K", "Q4_K"]  # the first two of them, not of the layers
+
+
 def test_the_head_gets_six_bits_tied_or_not() -> None:
     assert types("q4_k_m", "output.weight") == ["Q6_K"]
     assert types("q4_k_m", "token_embd.weight") == ["Q4_K"]
@@ -185,6 +211,11 @@ def test_norms_and_biases_stay_float32() -> None:
         ("blk.0.attn_q_norm.weight", (64,)),
         ("blk.0.attn_q.bias", (256,)),
         ("rope_freqs.weight", (32,)),
+        ("blk.0.ffn_gate_inp.weight", (8, 256)),
+        ("blk.0.ssm_conv1d.weight", (512, 4)),
+        ("blk.0.ssm_norm.weight", (2, 256)),
+        ("blk.0.ssm_a", (512, 16)),
+        ("blk.0.ssm_d", (8, 1)),
     ):
         for type_name in TYPES:
             assert Mixture(type_name, 3, False).tensor_type(name, shape) == (T.F32, T.F32)

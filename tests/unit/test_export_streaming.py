@@ -38,7 +38,7 @@ def placed(folder: Path, rows: WeightRows, kind: T, **more: Any) -> tuple[Path, 
     size = num_bytes((rows.num_rows, rows.num_columns), kind)
     with open(out, "wb") as file:
         file.truncate(_padded(size, 32))
-    return out, FileTensor("w", "the.weight", rows, kind, 0, **more)
+    return out, FileTensor("w", "the.weight", (rows,), kind, 0, **more)
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,7 @@ def test_what_is_frozen_stays_and_the_rest_learns(
     parts = SimpleNamespace(
         recipe=recipe,
         model=model,
+        config=model.config,
         optimizer=optimizer,
         group=ALONE,
         is_sharded=False,

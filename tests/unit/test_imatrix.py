@@ -18,6 +18,7 @@ from mule.export.imatrix import importance_of, measure
 from mule.export.imatrix_file import ImportanceMatrix, read_imatrix, write_imatrix
 from mule.export.kquants import KQUANTS
 from mule.export.mixtures import TYPES, Mixture
+from mule.export.origin import Original
 from mule.export.quantize import Quantizer
 from mule.export.series import check_types
 from mule.models.decoder import empty_decoder
@@ -42,6 +43,13 @@ PHI3 = {
     "tie_word_embeddings": False,
 }
 LLAMA = PHI3 | {"model_type": "llama", "hidden_size": 256, "intermediate_size": 512}
+EXPERTS = LLAMA | {
+    "model_type": "qwen3_moe",
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 256,
+    "norm_topk_prob": True,
+}
 
 
 def folder_of(folder: Path, raw: dict[str, Any]) -> Path:
@@ -80,8 +88,9 @@ def test_the_sums_are_those_of_every_input() -> None:
                 seen.setdefault(f"model.{name}.weight", []).append(args[0][0])
 
             module.register_forward_pre_hook(keep)
-    found = measure(model, chunks)
-    assert found.keys() == seen.keys()
+    measured = measure(model, chunks)
+    found = measured.sums
+    assert found.keys() == seen.keys() == measured.tokens.keys()
     assert len(found) == TINY.num_layers * 7
     for name, sums in found.items():
         rows = torch.cat(seen[name])
@@ -109,6 +118,33 @@ def test_fused_projections_share_what_enters(tmp_path: Path) -> None:
     found = importance_of(folder_of(tmp_path / "phi3", PHI3), [WORDS] * 40, "w", special=False)
     names = {name.split(".")[2] for name in found.squares}
     assert names == {"attn_qkv", "attn_output", "ffn_up", "ffn_down"}
+
+
+def test_each_expert_has_columns_of_its_own(tmp_path: Path) -> None:
+    """Weighed by the tokens that were sent to it; in the file, and in the blocks of its rows."""
+    folder = folder_of(tmp_path / "experts", EXPERTS)
+    found = importance_of(folder, [WORDS] * 40, "w", special=False)
+    name = "blk.1.ffn_up_exps.weight"
+    counts = found.counts[name]
+    assert isinstance(counts, tuple) and sum(counts) == 2 * found.num_tokens
+    assert found.squares[name].shape == (4, 256)
+    assert found.counts["blk.1.attn_q.weight"] == found.num_tokens
+    write_imatrix(tmp_path / "imatrix.gguf", found)
+    again = read_imatrix(tmp_path / "imatrix.gguf")
+    assert again.counts == found.counts
+    np.testing.assert_array_equal(again.squares[name], found.squares[name])
+    write_gguf(folder, tmp_path / "m.gguf", "q4_k_m", importance=again)
+    (tensor,) = [t for t in GGUFReader(tmp_path / "m.gguf").tensors if t.name == name]
+    weights = Original(folder).values(name)
+    with Quantizer() as quantizer:
+        for expert, columns in enumerate(found.columns()[name]):
+            blocks = quantizer.encode("w", weights[expert], T.Q4_K, columns)
+            np.testing.assert_array_equal(np.asarray(tensor.data)[expert], blocks)
+
+
+def test_an_expert_that_saw_no_token_is_not_weighed() -> None:
+    matrix = ImportanceMatrix({"w": np.zeros((2, 3), np.float32)}, {"w": (0, 4)}, "words", 512)
+    assert matrix.columns()["w"].tolist() == [[1.0] * 3, [0.0] * 3] and matrix.num_tokens == 4
 
 
 def test_too_few_tokens_are_refused(llama: Path) -> None:

@@ -94,3 +94,11 @@ def test_the_report_is_json() -> None:
     report = machine.describe()
     assert json.loads(json.dumps(report)) == report
     assert report["cores"] == machine.physical_cores()
+
+
+def test_memory_is_read_at_some_speed() -> None:
+    import torch
+
+    threads = torch.get_num_threads()
+    assert machine.read_bandwidth(threads=1, num_bytes=2**20) > 1e6
+    assert torch.get_num_threads() == threads

@@ -121,6 +121,7 @@ def parts_of(
     tokenizer = Tokenizer.train(["The capital of France is Paris, of Spain Madrid.\n" * 9], 300)
     return SimpleNamespace(
         model=model,
+        config=model.config,
         optimizer=optimizer,
         recipe=recipe,
         tokenizer=tokenizer,

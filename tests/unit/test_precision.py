@@ -485,7 +485,7 @@ def test_the_peak_is_of_the_precision_that_will_be_used(monkeypatch: pytest.Monk
     fast = "bf16" if machine.has_fast_bf16() else "fp32"
     for precision, expected in (("auto", fast), ("fp16", "fp16"), ("fp32", "fp32"), ("fp8", "fp8")):
         words = ["train.device=cpu", f"train.precision={precision}"]
-        assemble._facts(shards, recipe(*words).train, ALONE)
+        assemble.machine_facts(shards, recipe(*words).train, ALONE)
         assert asked.pop() == expected
 
 

@@ -11,7 +11,8 @@ from mule.config.load import load_recipe
 from mule.config.schema import Recipe
 from mule.errors import ConfigError
 from mule.models.config import ModelConfig
-from mule.plan.resolve import Facts, Resolved, new_model_config, resolve
+from mule.plan.resolve import Facts, Resolved, resolve
+from mule.plan.shape import new_model_config
 
 TINY = ModelConfig(
     family="llama",

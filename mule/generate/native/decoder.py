@@ -12,9 +12,11 @@ from torch import nn
 from mule.errors import ModelError
 from mule.generate.forward import Part
 from mule.generate.native.build import library
+from mule.models.block import Block
 from mule.models.cache import SlotCache
 from mule.models.config import ModelConfig
-from mule.models.decoder import Block, Decoder
+from mule.models.decoder import Decoder
+from mule.models.mlp import GatedMLP
 from mule.models.norm import RMSNorm
 from mule.models.rope import Angles, changes_at, local_angles, model_angles
 
@@ -29,7 +31,7 @@ _NORMS = (
     "self_attn.k_norm",
 )
 _ROPES = ("none", "full", "local")
-_OURS = {f"mule.models.{name}" for name in ("decoder", "attention", "mlp")}
+_OURS = {f"mule.models.{name}" for name in ("decoder", "block", "attention", "mlp")}
 
 
 class _Layer(ctypes.Structure):
@@ -100,7 +102,7 @@ class NativeForward:
         self._library, self._model = loaded, model
         self._vocab_size = model.config.vocab_size
         self._long_text = changes_at(model.config)
-        self._cache = SlotCache(model.config, num_slots, context_tokens, model.lm_head.weight)
+        self.cache = SlotCache(model.config, num_slots, context_tokens, model.lm_head.weight)
         self._kept: list[torch.Tensor] = []  # what the pointers point at
         self._layers = (_Layer * model.config.num_layers)(*map(self._layer, model.model.layers))
         self._native = self._described(model, num_slots, context_tokens)
@@ -135,7 +137,7 @@ class NativeForward:
 
     def copy(self, source: int, destination: int, num_tokens: int) -> None:
         """Give a slot the first tokens of another."""
-        self._cache.copy(source, destination, num_tokens)
+        self.cache.copy(source, destination, num_tokens)
 
     def clear(self, slot: int) -> None:
         """Nothing to do: what a slot does not hold is never read."""
@@ -163,7 +165,7 @@ class NativeForward:
             head_dim=c.head_dim,
             inner=c.intermediate_size,
             vocabulary=c.vocab_size,
-            context=self._cache.keys.shape[3],
+            context=self.cache.keys.shape[3],
             slots=num_slots,
             turned=c.turned_dim,
             is_bf16=head.dtype == torch.bfloat16,
@@ -179,8 +181,8 @@ class NativeForward:
             embedding=model.model.embed_tokens.weight.data_ptr(),
             head=head.data_ptr(),
             final_norm=self._norm(model.model.norm),
-            keys=self._cache.keys.data_ptr(),
-            values=self._cache.values.data_ptr(),
+            keys=self.cache.keys.data_ptr(),
+            values=self.cache.values.data_ptr(),
             cos=(_POINTER * 3)(short[0], long[0], local[0]),
             sin=(_POINTER * 3)(short[1], long[1], local[1]),
         )
@@ -201,7 +203,7 @@ class NativeForward:
         return self._keep(angles[0]), self._keep(angles[1])
 
     def _layer(self, block: nn.Module) -> _Layer:
-        assert isinstance(block, Block)
+        assert isinstance(block, Block) and isinstance(block.mlp, GatedMLP)
         attention, mlp, rows = block.self_attn, block.mlp, block.self_attn.sizes
         if attention.fused:
             qkv = _split(attention.qkv_proj, rows)

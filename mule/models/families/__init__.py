@@ -20,6 +20,10 @@ SUPPORTED = (
     "smollm3",
     "phi3",
     "granite",
+    "qwen3_moe",
+    "granitemoeshared",
+    "granitemoehybrid",
+    "jamba",
 )
 # Known, and why not: what a person may do about it.
 _REFUSED = {

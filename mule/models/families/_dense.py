@@ -49,9 +49,13 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
 }
 _COUNTS = """vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
     intermediate_size max_position_embeddings original_max_position_embeddings sliding_window
-    sliding_window_pattern no_rope_layer_interval""".split()
+    sliding_window_pattern no_rope_layer_interval
+    mamba_n_heads mamba_n_groups mamba_d_state mamba_d_conv mamba_expand mamba_chunk_size
+    attn_layer_period expert_layer_period""".split()
+_COUNTS_FROM_ZERO = """num_local_experts num_experts num_experts_per_tok shared_intermediate_size
+    attn_layer_offset expert_layer_offset""".split()
 _LISTS, _TABLES = (
-    ("layer_types", "layer_type", "no_rope_layers"),
+    ("layer_types", "layer_type", "layers_block_type", "no_rope_layers"),
     ("rope_scaling", "rope_parameters"),
 )
 _DEFAULTS: Raw = {
@@ -96,9 +100,10 @@ def _refuse_types(raw: Raw) -> None:
     for key, value in raw.items():
         if value is None:
             continue
-        is_count = isinstance(value, int) and value >= 1
+        is_whole = isinstance(value, int) and value >= 0
         for keys, right, what in (
-            (_COUNTS, is_count, "a whole number above 0"),
+            (_COUNTS, is_whole and value > 0, "a whole number above 0"),
+            (_COUNTS_FROM_ZERO, is_whole, "a whole number"),
             (_LISTS, isinstance(value, list), "a list"),
             (_TABLES, isinstance(value, dict), "a table"),
         ):

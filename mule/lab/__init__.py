@@ -1,0 +1,1 @@
+"""Comparing architectures: campaigns, their measurements and reports, modules of the user."""

@@ -1,0 +1,98 @@
+"""campaign.json: what all runs of a campaign share, decided once and never changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mule
+from mule.config.campaign import Campaign
+from mule.config.dump import value_of
+from mule.config.knobs import knobs
+from mule.errors import UserError
+from mule.lab.campaign import Job, Plan
+from mule.lab.prepare import Shared, decide
+
+_SHARED = ("tokenizer", "data", "train", "optim", "checkpoint", "evaluate")
+
+
+def begin(
+    campaign: Campaign, plan: Plan, shared: Shared, known: dict[str, Any], *, machine: bool
+) -> dict[str, Any]:
+    """The facts of a campaign: those `known` from an earlier start, with what may be added to.
+
+    Variants, seeds, sizes and what is measured afterwards may be added; anything else that changed
+    is refused with UserError, since the runs would differ in it. `machine`: as of `decide`.
+    """
+    asked = _asked(campaign)
+    variants = {
+        name: variant.model_dump(mode="json", exclude_none=True)
+        for name, variant in campaign.plan.variants.items()
+    }
+    if known:
+        _refuse_changes(plan, known, asked, variants, shared)
+    pinned = known.get("pinned") or _decided(plan, shared, machine=machine)
+    searched = campaign.plan.search.learning_rates
+    return {
+        "name": campaign.name,
+        "mule": known.get("mule", mule.__version__),
+        "overrides": campaign.overrides,
+        "baseline": campaign.baseline,
+        "seeds": campaign.plan.seeds,
+        "sizes": plan.sizes,
+        "search": campaign.plan.search.model_dump() if searched else None,
+        "variants": {**known.get("variants", {}), **variants},
+        "asked": asked,
+        "pinned": pinned,
+        **shared.facts(),
+        "test_files": shared.test_files,
+    }
+
+
+def _decided(plan: Plan, shared: Shared, *, machine: bool) -> dict[str, Any]:
+    campaign = plan.campaign
+    first = Job(campaign.baseline, plan.sizes[0], campaign.plan.seeds[0])
+    return decide(shared, plan.recipe(first, {}), machine=machine)
+
+
+def _asked(campaign: Campaign) -> dict[str, Any]:
+    """Every setting that the runs share, as the campaign gives it."""
+    values = {
+        key: value_of(campaign.shared, key)
+        for key, knob in knobs().items()
+        if key.partition(".")[0] in _SHARED and value_of(campaign.shared, key) != knob.default
+    }
+    plan = campaign.plan
+    own = {"budget": plan.budget, "data": plan.data, "search": plan.search}
+    for section, value in own.items():
+        given = value.model_dump(mode="json", exclude_defaults=True)
+        values |= {f"{section}.{key}": item for key, item in given.items()}
+    return values
+
+
+def _refuse_changes(
+    plan: Plan,
+    known: dict[str, Any],
+    asked: dict[str, Any],
+    variants: dict[str, Any],
+    shared: Shared,
+) -> None:
+    before = known["asked"]
+    changed = [
+        f"{key} (was {before.get(key)!r}, is {asked.get(key)!r})"
+        for key in sorted({*before, *asked})
+        if before.get(key) != asked.get(key)
+    ]
+    changed += [
+        f"variants.{name} (was {known['variants'][name]!r}, is {variant!r})"
+        for name, variant in variants.items()
+        if known["variants"].get(name, variant) != variant
+    ]
+    now = shared.facts()
+    for part, facts in now["data"].items():
+        if known["data"][part]["folder"] != facts["folder"]:
+            changed.append(f"the text of data.{part}")
+    if changed:
+        raise UserError(
+            f"{plan.folder.path} was begun otherwise: {', '.join(changed)}",
+            "put it back, or begin another campaign: name=ANOTHER",
+        )

@@ -1,0 +1,206 @@
+"""What a few seeds can show: intervals of means, paired differences, and their limits.
+
+Few seeds need Student's t with exact quantiles; the degrees of freedom here are whole numbers, for
+which the distribution has a closed form.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+CONFIDENCE = 0.95
+POWER = 0.8  # with which a detectable difference would be found
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The mean of `n` values, and the half width of its confidence interval; None of one value."""
+
+    mean: float
+    half_width: float | None
+    sd: float | None
+    n: int
+
+    @property
+    def low(self) -> float | None:
+        return None if self.half_width is None else self.mean - self.half_width
+
+    @property
+    def high(self) -> float | None:
+        return None if self.half_width is None else self.mean + self.half_width
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Second minus first over the seeds that both have, in the unit of the values.
+
+    `p` is two-sided, from a paired t-test; None with fewer than two pairs.
+    """
+
+    first: str
+    second: str
+    seeds: tuple[int, ...]
+    interval: Interval | None
+    p: float | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A difference among several: its p after Holm's correction, and what could have been seen."""
+
+    difference: Difference
+    adjusted_p: float | None
+    detectable: float | None  # of the size that the same seeds find with a chance of POWER
+    is_beyond_noise: bool
+
+
+def central_share(t: float, df: int) -> float:
+    """P(-t <= T <= t) of Student's t with `df` degrees of freedom.
+
+    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+    """
+    angle = math.atan(abs(t) / math.sqrt(df))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = df % 2
+    term = total = cosine if odd else 1.0
+    for k in range(3 if odd else 2, df - 1, 2):
+        term *= cosine**2 * (k - 1) / k
+        total += term
+    if not odd:
+        return sine * total
+    return 2 / math.pi * (angle + (sine * total if df > 1 else 0.0))
+
+
+@functools.cache
+def t_quantile(share: float, df: int) -> float:
+    """The t with P(-t <= T <= t) = `share`: 2.776 for 95% and 4 degrees of freedom."""
+    assert 0 < share < 1 and df >= 1
+    return _root(lambda t: central_share(t, df) - share)
+
+
+def p_value(t: float, df: int) -> float:
+    """Two-sided: the chance of a t at least as far from 0 when nothing differs."""
+    return max(0.0, 1.0 - central_share(t, df))
+
+
+def power(shift: float, critical: float, df: int) -> float:
+    """P(|T| > critical) when T is noncentral t, its normal part centred at `shift`.
+
+    The integral over the estimated standard deviation, by the midpoint rule.
+    """
+    scale = math.lgamma(df / 2) - (df / 2) * math.log(df / 2) - math.log(2)
+    top = 1 + 12 / math.sqrt(2 * df)
+    step = top / _STEPS
+    total = 0.0
+    for place in range(_STEPS):
+        u = (place + 0.5) * step  # the estimate as a share of the true one
+        density = math.exp((df - 1) * math.log(u) - df * u * u / 2 - scale)
+        total += density * (_normal(shift - critical * u) + _normal(-shift - critical * u))
+    return total * step
+
+
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval | None:
+    """Of the mean of independent values; None of none."""
+    n = len(values)
+    if not n:
+        return None
+    if n == 1:
+        return Interval(values[0], None, None, 1)
+    sd = stdev(values)
+    return Interval(fmean(values), t_quantile(confidence, n - 1) * sd / math.sqrt(n), sd, n)
+
+
+def paired_difference(
+    first: str, second: str, values: Mapping[str, Mapping[int, float]]
+) -> Difference:
+    """Second minus first, seed by seed; `values` has of each name the value of each seed."""
+    one, two = values.get(first, {}), values.get(second, {})
+    seeds = tuple(sorted(one.keys() & two.keys()))
+    interval = mean_interval([two[seed] - one[seed] for seed in seeds])
+    if interval is None or interval.sd is None:
+        return Difference(first, second, seeds, interval, None)
+    if interval.sd == 0:  # all seeds agree to the last bit
+        return Difference(first, second, seeds, interval, 0.0 if interval.mean else 1.0)
+    t = interval.mean / (interval.sd / math.sqrt(interval.n))
+    return Difference(first, second, seeds, interval, p_value(t, interval.n - 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted so that the chance of one false alarm among all stays below the level.
+
+    Source: S. Holm, A simple sequentially rejective multiple test procedure, 1979.
+    """
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted
+
+
+def judge(differences: Sequence[Difference], confidence: float = CONFIDENCE) -> list[Verdict]:
+    """Each difference among all of them, corrected together."""
+    level = 1 - confidence
+    tested = [place for place, difference in enumerate(differences) if difference.p is not None]
+    adjusted = dict(zip(tested, holm([differences[place].p or 0.0 for place in tested])))
+    return [
+        Verdict(
+            difference,
+            adjusted.get(place),
+            _detectable(difference, level / len(tested)) if place in adjusted else None,
+            place in adjusted and adjusted[place] < level,
+        )
+        for place, difference in enumerate(differences)
+    ]
+
+
+def detectable_difference(sd: float, n: int, level: float) -> float:
+    """The true mean of `n` differences of deviation `sd` that a test at `level` finds with POWER."""
+    return _detectable_shift(n, level) * sd / math.sqrt(n)
+
+
+def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
+    """The deviation within groups, and its degrees of freedom; None where no group has two."""
+    several = [group for group in groups if len(group) > 1]
+    df = sum(len(group) - 1 for group in several)
+    if not df:
+        return None
+    return math.sqrt(sum((len(g) - 1) * stdev(g) ** 2 for g in several) / df), df
+
+
+# ---------------------------------------------------------------- inside
+
+_STEPS = 600  # of the integral over u: its error is below 1e-5
+
+
+@functools.cache
+def _detectable_shift(n: int, level: float) -> float:
+    """In standard errors."""
+    critical = t_quantile(1 - level, n - 1)
+    return _root(lambda shift: power(shift, critical, n - 1) - POWER)
+
+
+def _detectable(difference: Difference, level: float) -> float | None:
+    interval = difference.interval
+    if interval is None or interval.sd is None:
+        return None
+    return detectable_difference(interval.sd, interval.n, level)
+
+
+def _normal(z: float) -> float:
+    return 0.5 * math.erfc(-z / math.sqrt(2))
+
+
+def _root(rising: Callable[[float], float]) -> float:
+    """Where a rising function that begins below 0 crosses it, on the positive axis."""
+    high = 1.0
+    while rising(high) < 0:
+        high *= 2
+    low = 0.0
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
+    return high

@@ -1,0 +1,152 @@
+"""Intervals, paired tests and their limits, against published tables and against simulation."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from mule.lab.findings import tell
+from mule.lab.statistics import (
+    central_share,
+    detectable_difference,
+    holm,
+    judge,
+    mean_interval,
+    p_value,
+    paired_difference,
+    pooled_sd,
+    power,
+    t_quantile,
+)
+
+
+@pytest.mark.parametrize(
+    ("df", "two_sided_95", "two_sided_99"),
+    [  # NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2
+        (1, 12.706, 63.657),
+        (2, 4.303, 9.925),
+        (3, 3.182, 5.841),
+        (4, 2.776, 4.604),
+        (5, 2.571, 4.032),
+        (9, 2.262, 3.250),
+        (30, 2.042, 2.750),
+        (100, 1.984, 2.626),
+    ],
+)
+def test_quantiles_are_those_of_the_table(
+    df: int, two_sided_95: float, two_sided_99: float
+) -> None:
+    assert t_quantile(0.95, df) == pytest.approx(two_sided_95, abs=6e-4)
+    assert t_quantile(0.99, df) == pytest.approx(two_sided_99, abs=6e-4)
+    assert p_value(two_sided_95, df) == pytest.approx(0.05, abs=1e-4)
+
+
+def test_the_closed_form_is_the_integral_of_the_density() -> None:
+    for df in (1, 2, 3, 6, 7):
+        scale = math.gamma((df + 1) / 2) / math.sqrt(df * math.pi) / math.gamma(df / 2)
+        steps = 4000
+        width = 2 * 1.7 / steps
+        places = (-1.7 + (place + 0.5) * width for place in range(steps))
+        area = width * sum(scale * (1 + t * t / df) ** (-(df + 1) / 2) for t in places)
+        assert central_share(1.7, df) == pytest.approx(area, abs=1e-6)
+
+
+def test_the_interval_of_a_known_sample() -> None:
+    interval = mean_interval([4.0, 5.0, 9.0])
+    assert interval is not None
+    assert (interval.mean, interval.sd, interval.n) == (6.0, pytest.approx(math.sqrt(7)), 3)
+    assert interval.half_width == pytest.approx(4.3027 * math.sqrt(7 / 3), abs=1e-3)
+    alone = mean_interval([4.0])
+    assert alone is not None
+    assert (alone.mean, alone.half_width) == (4.0, None)
+    assert mean_interval([]) is None
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_the_interval_covers_as_often_as_it_says(n: int) -> None:
+    rng, hits, tries = random.Random(n), 0, 3000
+    for _ in range(tries):
+        interval = mean_interval([rng.gauss(2.5, 0.3) for _ in range(n)])
+        assert interval is not None
+        assert interval.half_width is not None
+        hits += abs(interval.mean - 2.5) <= interval.half_width
+    assert hits / tries >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / tries)
+    assert hits / tries <= 0.95 + 3 * math.sqrt(0.95 * 0.05 / tries)  # nor wider than needed
+
+
+def test_a_paired_difference_takes_out_what_a_seed_does_to_both() -> None:
+    losses = {"a": {0: 4.0, 1: 5.0, 2: 6.0, 7: 1.0}, "b": {0: 3.9, 1: 4.91, 2: 5.89, 8: 1.0}}
+    found = paired_difference("a", "b", losses)
+    assert found.seeds == (0, 1, 2)
+    assert found.interval is not None
+    assert found.interval.mean == pytest.approx(-0.1)
+    assert found.interval.sd == pytest.approx(0.01)
+    assert found.p == pytest.approx(p_value(0.1 / (0.01 / math.sqrt(3)), 2))
+
+
+def test_no_pair_or_one_pair_gives_no_p() -> None:
+    assert paired_difference("a", "b", {"a": {0: 4.0}, "b": {1: 4.0}}).interval is None
+    one = paired_difference("a", "b", {"a": {0: 4.0}, "b": {0: 4.1}})
+    assert one.p is None
+    (verdict,) = judge([one])
+    assert not verdict.is_beyond_noise
+    assert "in one seed" in tell(verdict)
+
+
+def test_differences_that_are_all_the_same_are_certain() -> None:
+    same = paired_difference("a", "b", {"a": {0: 1.0, 1: 2.0}, "b": {0: 1.5, 1: 2.5}})
+    none = paired_difference("a", "b", {"a": {0: 1.0, 1: 2.0}, "b": {0: 1.0, 1: 2.0}})
+    assert (same.p, none.p) == (0.0, 1.0)
+
+
+def test_holm_of_a_worked_example() -> None:
+    # 0.01 * 4, 0.013 * 3 raised to the one before, 0.014 * 2, 0.6.
+    assert holm([0.01, 0.6, 0.013, 0.014]) == pytest.approx([0.04, 0.6, 0.04, 0.04])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+
+
+def test_power_is_the_level_without_a_difference_and_as_simulated_with_one() -> None:
+    assert power(0.0, t_quantile(0.95, 4), 4) == pytest.approx(0.05, abs=1e-4)
+    rng, found, tries = random.Random(3), 0, 20_000
+    for _ in range(tries):
+        spread = math.sqrt(sum(rng.gauss(0, 1) ** 2 for _ in range(4)) / 4)
+        found += abs(rng.gauss(3.0, 1)) > 2.776 * spread
+    assert power(3.0, 2.776, 4) == pytest.approx(found / tries, abs=0.012)
+
+
+@pytest.mark.parametrize(("n", "shown"), [(3, 3.26), (5, 1.68), (10, 0.996), (20, 0.66)])
+def test_the_detectable_difference_is_that_of_power_tables(n: int, shown: float) -> None:
+    # Paired t-test, two-sided 5%, power 80%: effect size d_z.
+    assert detectable_difference(1.0, n, 0.05) == pytest.approx(shown, abs=0.01)
+
+
+def test_a_detectable_difference_is_found_as_often_as_promised() -> None:
+    rng, found, tries = random.Random(4), 0, 3000
+    shift = detectable_difference(0.01, 4, 0.05)
+    for _ in range(tries):
+        values = {"a": {}, "b": {}}
+        for seed in range(4):
+            values["a"][seed] = 0.0
+            values["b"][seed] = rng.gauss(shift, 0.01)
+        p = paired_difference("a", "b", values).p
+        found += p is not None and p < 0.05
+    assert found / tries == pytest.approx(0.8, abs=0.03)
+
+
+def test_one_false_alarm_in_a_family_is_as_rare_as_promised() -> None:
+    rng, alarms, tries = random.Random(5), 0, 600
+    for _ in range(tries):
+        values = {name: {s: rng.gauss(4, 0.01) for s in range(3)} for name in "abcdef"}
+        pairs = [paired_difference(a, b, values) for a, b in ("ab", "bc", "cd", "ae", "ef")]
+        alarms += any(v.is_beyond_noise for v in judge(pairs))
+    assert alarms / tries <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / tries)
+
+
+def test_the_pooled_deviation_weighs_by_degrees_of_freedom() -> None:
+    assert pooled_sd([[1.0], [2.0]]) is None
+    pooled = pooled_sd([[1.0, 3.0], [0.0, 0.0, 3.0], [9.0]])
+    assert pooled is not None
+    assert pooled == (pytest.approx(math.sqrt((2 + 6) / 3)), 3)
