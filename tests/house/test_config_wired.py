@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.house.source import modules
 RESOLVED_BY_THE_LOADER = {"extends"}
 
 
+@functools.cache
 def _read_names() -> set[str]:
     """Attributes read, and keys named by text (plan fills sections by key), outside the config."""
     names: set[str] = set()

@@ -140,7 +140,10 @@ def test_killed_twice(forker: Forker, reference: dict[str, Any], tmp_path: Path)
     assert Run.open(tmp_path / "runs" / "pretrain").attempt == 3
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_and_leaves(
     forker: Forker, reference: dict[str, Any], tmp_path: Path, signum: int, code: int
 ) -> None:

@@ -199,6 +199,7 @@ def _write_oasst(file: Path) -> None:
     file.write_text("".join(json.dumps(tree) + "\n" for tree in trees))
 
 
+@pytest.mark.slow
 def test_the_mamba_recipes_run(forker: Forker, tmp_path: Path) -> None:
     """All the commands of their headers, in order."""
     write_sources(tmp_path)

@@ -28,7 +28,9 @@ STATE = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "muon")) for kind in KINDS]
+)
 def test_a_killed_run_goes_on_identically(forker: Forker, tmp_path: Path, kind: str) -> None:
     outcomes = []
     for name, die in (("whole", False), ("killed", True)):

@@ -109,7 +109,9 @@ def test_killed_again_and_again_at_random_moments(
     assert _contents(tmp_path / "p") == undisturbed[kind]["files"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "held out")) for kind in KINDS]
+)
 def test_killed_before_a_durable_call(
     preparer: Preparer,
     source: Path,

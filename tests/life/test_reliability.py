@@ -18,7 +18,7 @@ def lab(machine_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 # Long even with few trials; tests/unit/test_guard.py and test_guard_ranks.py are quicker.
-LONG = ("F3", "F6", "F9", "F11")
+LONG = ("F3", "F5", "F6", "F9", "F11", "F12")
 
 
 @pytest.mark.parametrize(

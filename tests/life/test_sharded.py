@@ -38,6 +38,7 @@ def run_of(
     return facts(folder, processes)
 
 
+@pytest.mark.slow
 def test_a_kill_while_saving_and_another_number_goes_on(
     ranks: Ranks, alone: dict[str, Any], tmp_path: Path
 ) -> None:

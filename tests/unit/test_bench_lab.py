@@ -29,6 +29,7 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("lab")
 
 
+@pytest.mark.slow
 def test_a_variant_is_trained_in_turns_with_the_dense_model(
     lab: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
