@@ -19,7 +19,7 @@ from typing import Any
 from mule import fsio
 from mule.export.gguf import write_gguf
 from mule.export.mixtures import TYPES as MIXTURES
-from tests.parity.golden_models import MODELS, RECORD, TYPES, tensor_record, write_golden_model
+from tests.parity.golden_models import MODELS, RECORD, tensor_record, types_of, write_golden_model
 
 
 class _Params(ctypes.Structure):
@@ -80,7 +80,7 @@ def main(folder: Path, name: str) -> None:
             write_golden_model(place, model)
             write_gguf(place, place / "f32.gguf", "f32")
             made = {"f32": tensor_record(place / "f32.gguf")}
-            for kind in TYPES:
+            for kind in types_of(model):
                 out = place / f"{kind}.gguf"
                 native.quantize(place / "f32.gguf", out, int(MIXTURES[kind][1]))
                 made[kind] = tensor_record(out)

@@ -24,10 +24,11 @@ def dry_run(campaign: Campaign, folder: Folder, only: str | None) -> dict[str, A
     machine's matmul peak. What is measured when the runs have ended is not in the time.
     """
     from mule.lab.campaign import Plan
+    from mule.plan.shape import embedding_rows
 
     shared = campaign.shared
     asked = shared.tokenizer.vocab_size or _size_of(folder, shared)
-    plan = Plan(campaign, folder, shared, vocab_rows=-(-asked // 64) * 64)
+    plan = Plan(campaign, folder, shared, vocab_rows=embedding_rows(asked))
     pinned = folder.facts().get("pinned") or _lengths(shared)
     steps, step_rows = pinned["train.steps"], pinned["train.step_rows"]
     step_tokens = step_rows * shared.data.max_seq_length

@@ -136,10 +136,11 @@ class _Maker:
         from mule.lab.campaign import Plan
         from mule.lab.facts import begin
         from mule.lab.prepare import prepare_shared
+        from mule.plan.shape import embedding_rows
 
         known = self.folder.facts()
         self.shared: Shared = prepare_shared(self.campaign, self.folder)
-        rows = -(-self.shared.tokenizer.vocab_size // 64) * 64
+        rows = embedding_rows(self.shared.tokenizer.vocab_size)
         self.plan: Plan = Plan(self.campaign, self.folder, self.shared.recipe, vocab_rows=rows)
         self.facts = begin(
             self.campaign, self.plan, self.shared, known, machine=here and self._processes() == 1
@@ -147,7 +148,8 @@ class _Maker:
         if known != self.facts:
             fsio.write_text(self.folder.path / "campaign.yaml", self.campaign.text)
             fsio.write_json(self.folder.facts_file, self.facts)
-        fsio.write_json(self.folder.path / "shapes.json", self._shape_rows())
+        self.shape_rows = self._shape_rows()
+        fsio.write_json(self.folder.path / "shapes.json", self.shape_rows)
         self._warn_of_few_updates()
 
     def _shape_rows(self) -> list[dict[str, Any]]:
@@ -247,7 +249,7 @@ class _Maker:
         from mule.run import Run
 
         run = Run.open(self.folder.run(job))
-        shape = next(row for row in self._shape_rows() if row["variant"] == job.shape)
+        shape = next(row for row in self.shape_rows if row["variant"] == job.shape)
         result = result_of(job, run, recipe, shape)
         fsio.write_json(self.folder.result(job), result)
         losses = ", ".join(

@@ -12,6 +12,7 @@ from mule.config.lab import BudgetSection, VariantSection
 from mule.errors import ModelError, UserError
 from mule.models import cost
 from mule.models.solve import Solved, solve_all
+from mule.plan.shape import embedding_rows
 
 if TYPE_CHECKING:
     from mule.config.campaign import Campaign
@@ -200,9 +201,7 @@ def _loaded(campaign: Path, words: list[str]) -> Campaign:
 
 def _sizes(campaign: Campaign) -> dict[str, BudgetSection]:
     budget = campaign.plan.budget
-    key = "active_params" if budget.active_params is not None else "flops_per_token"
-    sizes = {str(size): budget.model_copy(update={key: size}) for size in campaign.plan.sizes}
-    return sizes or {"": budget}
+    return {str(size): budget.of_size(size) for size in campaign.plan.sizes} or {"": budget}
 
 
 def _vocab_rows(campaign: Campaign) -> tuple[int, str]:
@@ -219,4 +218,4 @@ def _vocab_rows(campaign: Campaign) -> tuple[int, str]:
             "the campaign has no tokenizer: neither tokenizer.path nor tokenizer.vocab_size",
             "set one of them, or give --vocab-size",
         )
-    return -(-size // 64) * 64, source
+    return embedding_rows(size), source

@@ -29,7 +29,7 @@ from mule.errors import ConfigError
 
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_+.-]{0,39}$")]
-_SHARED = ("tokenizer", "data", "train", "optim", "checkpoint", "evaluate")
+SHARED_SECTIONS = ("tokenizer", "data", "train", "optim", "checkpoint", "evaluate")
 _NOT_SHARED = {
     "model": "a variant says what its model is; write it below `variants:`",
     "adapter": "a campaign trains new models; remove it",
@@ -241,7 +241,7 @@ def _sorted_keys(
             common.append((key_node, _with_items(value, rest)))
         elif key in CampaignFile.model_fields and key != "data":
             own.append((key, _filled(key, plain(value))))
-        elif key in _SHARED:
+        elif key in SHARED_SECTIONS:
             common.append((key_node, value))
         else:
             problems.append(f"{source}:{line}: {key}: {_unknown(key)}")
@@ -263,7 +263,7 @@ def _with_items(node: MappingNode, items: list[tuple[Node, Node]]) -> MappingNod
 def _unknown(key: str) -> str:
     if key in _NOT_SHARED:
         return _NOT_SHARED[key]
-    names = list(dict.fromkeys((*CampaignFile.model_fields, *_SHARED)))
+    names = list(dict.fromkeys((*CampaignFile.model_fields, *SHARED_SECTIONS)))
     match = near(key.lower().replace("-", "_"), names)
     told = f"did you mean `{match}`?" if match else f"a campaign has {', '.join(names)}"
     return f"no such key; {told}"

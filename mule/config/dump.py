@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from mule.config.knobs import knobs, sections
@@ -82,18 +83,23 @@ def value_of(recipe: Recipe, key: str) -> Any:
     return value
 
 
-def with_values(recipe: Recipe, values: dict[str, Any]) -> Recipe:
-    """A copy of the recipe with dotted keys replaced, checked again.
+def with_values(recipe: Recipe, values: dict[str, Any], *, without: Iterable[str] = ()) -> Recipe:
+    """A copy of the recipe with dotted keys replaced, and those of `without` unset; checked again.
 
     Raises pydantic's ValidationError when a value is wrong or has no effect.
     """
     data = recipe.model_dump(exclude_unset=True)
-    for key, value in values.items():
-        *parents, name = key.split(".")
+
+    def holder(key: str) -> dict[str, Any]:
         section = data
-        for parent in parents:
+        for parent in key.split(".")[:-1]:
             section = section.setdefault(parent, {})
-        section[name] = value
+        return section
+
+    for key, value in values.items():
+        holder(key)[key.rpartition(".")[2]] = value
+    for key in without:
+        holder(key).pop(key.rpartition(".")[2], None)
     return Recipe.model_validate(data)
 
 

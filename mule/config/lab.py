@@ -59,6 +59,11 @@ class BudgetSection(Section):
     )
     tie_embeddings: bool = knob(True, "Use the embedding matrix as the output head too.")
 
+    def of_size(self, size: int | str) -> BudgetSection:
+        """The same with another size in place of its own."""
+        key = "flops_per_token" if self.active_params is None else "active_params"
+        return self.model_copy(update={key: size})
+
     def idle(self) -> Iterator[Problem]:
         if self.active_params is not None:
             why = "cannot take effect: active_params says the size; keep one of the two"

@@ -34,6 +34,7 @@ ExportType = Literal[
     "iq4_xs",
     "q3_k_m",
     "q2_k",
+    "mxfp4",
 ]
 
 ChatFormat = Literal[

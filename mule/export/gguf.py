@@ -111,13 +111,7 @@ def write_gguf(
 
 
 def require_type(type_name: str) -> None:
-    """Raises ModelError for what is no type, or none of a model that Mule writes."""
-    if type_name == "mxfp4":
-        raise ModelError(
-            "mxfp4 is for models with experts: llama.cpp's MXFP4_MOE stores the experts' matrices in "
-            "4-bit floats and all others as q8_0, so a dense model would become q8_0 throughout",
-            "take q4_k_m, or iq4_xs for 4.3 bits a weight; q8_0 if that is what you want",
-        )
+    """Raises ModelError for what is no type."""
     if type_name not in TYPES:
         raise ModelError(f"no GGUF type {type_name!r}", f"choose among {', '.join(TYPES)}")
 

@@ -39,6 +39,7 @@ LIMITS = {
     "iq4_xs": Limits(4e-2, 4e-1, 0.04),
     "q3_k_m": Limits(1.5e-1, 1.5, 0.15),
     "q2_k": Limits(6e-1, 6.0, 0.6),
+    "mxfp4": Limits(3e-2, 3e-1, 0.03),  # of mixtures, below Q4_K_M in two trained ones
 }
 # llama.cpp's GELU is a table of float16 values, so the logits of Gemma differ more: largest difference
 # 2e-3 in tiny random models, 5.7e-3 of logits up to 16 in a trained one of 2.6M (mean KL 1.3e-8). With

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
+from mule.errors import ModelError
+
 _T = GGMLQuantizationType
 # Name on the command line -> the type of most matrices, and the number that names the mixture.
 TYPES: dict[str, tuple[GGMLQuantizationType, LlamaFileType]] = {
@@ -27,6 +29,7 @@ TYPES: dict[str, tuple[GGMLQuantizationType, LlamaFileType]] = {
     "iq4_xs": (_T.IQ4_XS, LlamaFileType.MOSTLY_IQ4_XS),
     "q3_k_m": (_T.Q3_K, LlamaFileType.MOSTLY_Q3_K_M),
     "q2_k": (_T.Q2_K, LlamaFileType.MOSTLY_Q2_K),
+    "mxfp4": (_T.MXFP4, LlamaFileType.MOSTLY_MXFP4_MOE),
 }
 _SMALLER_BLOCKS = {
     _T.Q2_K: _T.Q4_0,
@@ -62,6 +65,15 @@ class Mixture:
     attending: tuple[int, ...] | None = None
     experts: int = 0
 
+    def __post_init__(self) -> None:
+        if self.type_name == "mxfp4" and not self.experts:
+            raise ModelError(
+                "mxfp4 is for models with experts: llama.cpp's MXFP4_MOE stores the experts' "
+                "matrices in 4-bit floats and all others as q8_0, so a dense model would become "
+                "q8_0 throughout",
+                "take q4_k_m, or iq4_xs for 4.3 bits a weight; q8_0 if that is what you want",
+            )
+
     def tensor_type(
         self, name: str, shape: tuple[int, ...]
     ) -> tuple[GGMLQuantizationType, GGMLQuantizationType]:
@@ -70,7 +82,9 @@ class Mixture:
         if dimensions < 2 or not name.endswith(".weight") or name.endswith(_FULL_NAMES):
             return _T.F32, _T.F32
         wanted = TYPES[self.type_name][0]
-        if wanted not in _FULL:
+        if wanted == _T.MXFP4:
+            wanted = wanted if dimensions > 2 else _T.Q8_0
+        elif wanted not in _FULL:
             wanted = self._mixed(name, wanted)
         return wanted, _fitting(wanted, shape[-1])
 

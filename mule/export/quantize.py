@@ -27,7 +27,7 @@ from mule.generate.weight_rows import NotFiniteError, WeightRows
 _T = GGMLQuantizationType
 # Made by llama.cpp alone; of the others there is NumPy code too.
 _ONLY_NATIVE = frozenset({_T.Q2_K, _T.Q3_K, _T.IQ4_XS, _T.IQ4_NL})
-_NATIVE = _ONLY_NATIVE | {_T.Q4_K, _T.Q5_K, _T.Q6_K, _T.Q4_0, _T.Q5_0, _T.Q5_1, _T.Q8_0}
+_NATIVE = _ONLY_NATIVE | {_T.Q4_K, _T.Q5_K, _T.Q6_K, _T.Q4_0, _T.Q5_0, _T.Q5_1, _T.Q8_0, _T.MXFP4}
 # Of these the importance of columns changes the blocks; `simple` ones only as llama.cpp makes them.
 _SIMPLE_WEIGHED = frozenset({_T.Q4_0, _T.Q5_0, _T.Q5_1})
 _WEIGHED = _ONLY_NATIVE | {_T.Q4_K, _T.Q5_K, _T.Q6_K} | _SIMPLE_WEIGHED

@@ -19,13 +19,11 @@ from typing import Any
 from mule import fsio
 from mule.config.campaign import Campaign
 from mule.config.dump import with_values
-from mule.config.lab import amount
 from mule.config.schema import Recipe
 from mule.errors import UserError
 from mule.models.solve import Solved, solve_all
 from mule.plan.shape import model_settings
 
-CAMPAIGNS = Path("campaigns")
 _SEARCHED_SHARE = 5  # a try of the search is a fifth of a run, where its length is not given
 
 
@@ -142,10 +140,7 @@ class Plan:
         plan, length = self.campaign.plan, self.campaign.shared.data.max_seq_length
         found = {}
         for size in self.sizes:
-            budget = plan.budget
-            if size:
-                key = "flops_per_token" if budget.flops_per_token else "active_params"
-                budget = budget.model_copy(update={key: amount(_typed(size))})
+            budget = plan.budget.of_size(_typed(size)) if size else plan.budget
             solved = solve_all(
                 budget, plan.variants, vocab_size=self._vocab_rows, max_seq_length=length
             )

@@ -57,6 +57,11 @@ class Routing:
         whole = all(_is_row_of_numbers(values, len(self.layers)) for values in found)
         return [[float(v) for v in values or []] for values in found] if whole else None
 
+    def figures_at_end(self, name: str) -> list[list[float]] | None:
+        """Those of the rows of the last part."""
+        found = self.figures(name)
+        return None if found is None else found[-len(self.at_end()) :]
+
     def tokens_per_expert(self) -> list[list[float]]:
         """Of the last part: tokens of each layer and expert, (layers, E)."""
         counts = [row["tokens_per_expert"] for row in self.at_end()]

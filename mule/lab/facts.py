@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import mule
-from mule.config.campaign import Campaign
+from mule.config.campaign import SHARED_SECTIONS, Campaign
 from mule.config.dump import value_of
 from mule.config.knobs import knobs
 from mule.errors import UserError
 from mule.lab.campaign import Job, Plan
 from mule.lab.prepare import Shared, decide
-
-_SHARED = ("tokenizer", "data", "train", "optim", "checkpoint", "evaluate")
 
 
 def begin(
@@ -59,7 +57,8 @@ def _asked(campaign: Campaign) -> dict[str, Any]:
     values = {
         key: value_of(campaign.shared, key)
         for key, knob in knobs().items()
-        if key.partition(".")[0] in _SHARED and value_of(campaign.shared, key) != knob.default
+        if key.partition(".")[0] in SHARED_SECTIONS
+        and value_of(campaign.shared, key) != knob.default
     }
     plan = campaign.plan
     own = {"budget": plan.budget, "data": plan.data, "search": plan.search}

@@ -9,7 +9,9 @@ from typing import Any
 from mule.lab.curves import ROUTING, Routing, Row, routing_of, rows_of_arm
 from mule.lab.record_checks import what_differs, what_is_missing
 from mule.lab.records import Arm, Study
-from mule.lab.statistics import (
+from mule.lab.techniques import contrasts
+from mule.plan.starvation import starved
+from mule.statistics import (
     CONFIDENCE,
     POWER,
     Interval,
@@ -19,8 +21,6 @@ from mule.lab.statistics import (
     paired_difference,
     pooled_sd,
 )
-from mule.lab.techniques import contrasts
-from mule.plan.starvation import starved
 
 _LOSSES = ("loss", "perplexity", "bits_per_byte", "bits_per_word")
 _SPEEDS = ("tokens_per_second", "share_of_peak", "peak_memory_bytes", "final_loss")
@@ -214,9 +214,8 @@ def tell(verdict: Verdict) -> str:
 def _training(arm: Arm) -> dict[str, Any]:
     figures = {name: _mean_of(arm, "train", name) for name in (*_SPEEDS, *_STABILITY)}
     worst = {
-        f"worst_{name}": max(values.values(), default=None)
+        f"worst_{name}": max(arm.values("train", name).values(), default=None)
         for name in _STABILITY
-        if (values := arm.values("train", name)) is not None
     }
     seconds = [r.record.get("seconds") for r in arm.results]
     known = [float(s) for s in seconds if isinstance(s, (int, float))]
@@ -263,10 +262,9 @@ def _at_end(routings: list[Routing], name: str) -> dict[str, Any] | None:
     """Over the last part of each run: the mean over its layers and rows; then over the seeds."""
     means = []
     for routing in routings:
-        values = routing.figures(name)
-        if values is None:
+        last = routing.figures_at_end(name)
+        if last is None:
             return None
-        last = values[-len(routing.at_end()) :]
         means.append(fmean(value for row in last for value in row))
     return interval_values(mean_interval(means))
 
@@ -275,10 +273,9 @@ def _worst(routings: list[Routing]) -> dict[str, Any] | None:
     """The layer with the highest MaxVio at the end, of any seed."""
     found: tuple[float, int] | None = None
     for routing in routings:
-        values = routing.figures("max_violation")
-        if values is None:
+        last = routing.figures_at_end("max_violation")
+        if last is None:
             return None
-        last = values[-len(routing.at_end()) :]
         for place, layer in enumerate(routing.layers):
             mean = fmean(row[place] for row in last)
             found = max(found or (mean, layer), (mean, layer))

@@ -9,6 +9,7 @@ from typing import Any
 
 from mule import fsio, progress
 from mule.config.campaign import Campaign
+from mule.config.dump import with_values
 from mule.config.schema import Recipe
 from mule.data.hold_out import decide_split, sides
 from mule.data.labels import files_by_source
@@ -114,23 +115,10 @@ def _with_files(campaign: Campaign, folder: Folder) -> tuple[Recipe, list[str]]:
     values = {
         "data.train": [str(parts["train"])],
         "data.valid": [str(parts["valid"])],
-        "data.valid_share": None,
         "data.format": "text_rows",
     }
-    values |= {"data.wikitext": None, "data.columns": None}
-    return _replaced(shared, values), [str(parts["test"])]
-
-
-def _replaced(recipe: Recipe, values: dict[str, Any]) -> Recipe:
-    """The recipe with other values; None takes a setting away."""
-    data = recipe.model_dump(exclude_unset=True)
-    for key, value in values.items():
-        section, name = key.split(".")
-        if value is None:
-            data.get(section, {}).pop(name, None)
-        else:
-            data.setdefault(section, {})[name] = value
-    return Recipe.model_validate(data)
+    of_the_sources = ("data.valid_share", "data.wikitext", "data.columns")
+    return with_values(shared, values, without=of_the_sources), [str(parts["test"])]
 
 
 def _split(campaign: Campaign, folder: Folder) -> dict[str, Path]:

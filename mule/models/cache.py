@@ -12,11 +12,16 @@ import numpy as np
 import torch
 
 from mule.errors import ModelError
+from mule.models.cached_layer import (
+    BUCKET,
+    RecurrentLayer,
+    RollingLayer,
+    StaticLayer,
+    bucketed,
+    rolling_mask,
+)
 from mule.models.config import ModelConfig
 from mule.models.recurrent import Remembered, nothing
-from mule.models.rolling import RollingLayer, rolling_mask
-
-_BUCKET = 64  # attention sees a multiple of this many slots, so that few shapes occur
 
 
 class Cache(Protocol):
@@ -45,47 +50,6 @@ class Cache(Protocol):
         ...
 
 
-class StaticLayer:
-    """Keys and values of one layer, (B, H_kv, capacity, head_dim)."""
-
-    def __init__(
-        self, config: ModelConfig, batch_size: int, capacity: int, like: torch.Tensor
-    ) -> None:
-        shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
-        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
-
-    @property
-    def num_bytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
-
-    def update(
-        self, length: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write (B, H_kv, T, head_dim) behind `length` tokens; the visible keys and values."""
-        end = length + keys.shape[2]
-        self.keys[:, :, length:end] = keys
-        self.values[:, :, length:end] = values
-        visible = bucketed(end, self.keys.shape[2])
-        return self.keys[:, :, :visible], self.values[:, :, :visible]
-
-
-class RecurrentLayer:
-    """What one state-space layer remembers."""
-
-    def __init__(self, config: ModelConfig, batch_size: int, like: torch.Tensor) -> None:
-        assert config.mamba is not None
-        self.kept = nothing(config.mamba, (batch_size,), like)
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.kept)
-
-
-def bucketed(length: int, capacity: int) -> int:
-    """Slots that attention looks at when the text has `length` tokens: few different numbers."""
-    return min(-(-length // _BUCKET) * _BUCKET, capacity)
-
-
 class KVCache:
     """What every layer keeps of some texts of equal length; `length` tokens are filled."""
 
@@ -97,7 +61,7 @@ class KVCache:
                 f"a cache of {capacity} tokens exceeds the model's {config.max_position_embeddings}",
                 f"ask for at most {config.max_position_embeddings} tokens, prompt included",
             )
-        self.capacity = -(-capacity // _BUCKET) * _BUCKET
+        self.capacity = -(-capacity // BUCKET) * BUCKET
         self.layers: list[StaticLayer | RollingLayer | RecurrentLayer] = [
             self._new_layer(config, layer, batch_size, like) for layer in range(config.num_layers)
         ]
@@ -111,7 +75,7 @@ class KVCache:
             return RecurrentLayer(config, batch_size, like)
         window = config.sliding_window if layer in config.sliding_layers else None
         if window is not None and self._rolls(window):
-            return RollingLayer(config, batch_size, like)
+            return RollingLayer(config, batch_size, window, like)
         return StaticLayer(config, batch_size, self.capacity, like)
 
     def _rolls(self, window: int) -> bool:
@@ -189,7 +153,7 @@ class SlotCache:
         self, config: ModelConfig, num_slots: int, context_tokens: int, like: torch.Tensor
     ) -> None:
         self.scratch = context_tokens  # where rows that count for nothing write
-        capacity = -(-(context_tokens + 1) // _BUCKET) * _BUCKET
+        capacity = -(-(context_tokens + 1) // BUCKET) * BUCKET
         attending, others = config.attention_layers, config.mamba_layers
         self.places = {layer: i for kind in (attending, others) for i, layer in enumerate(kind)}
         shape = (len(attending), num_slots, config.num_kv_heads, capacity, config.head_dim)
@@ -212,13 +176,12 @@ class SlotCache:
         """
         device = self.keys.device
         begin = torch.tensor(starts, device=device)[:, None]
-        visible = min(-(-longest // _BUCKET) * _BUCKET, self.keys.shape[3])
         return SlotRows(
             self,
             slots,
             begin + torch.arange(num_new, device=device),
             torch.tensor(text_tokens, device=device),
-            visible,
+            bucketed(longest, self.keys.shape[3]),
         )
 
     @property

@@ -15,7 +15,7 @@ from torch import nn
 from mule.batch import IGNORE, Batch
 from mule.models.attention import Attention, visible_within, within_window
 from mule.models.balance import Balance
-from mule.models.block import Block, Kind, new_block, new_norm
+from mule.models.block import Block, new_block, new_norm
 from mule.models.cache import Cache, KVCache, SlotRows
 from mule.models.config import ModelConfig, Routing
 from mule.models.loss import Kernel, nll_sum, softmax_nll_, softmax_nll_by_rows_
@@ -91,27 +91,24 @@ class Backbone(nn.Module):
         routing: RoutingPass | None = None,
     ) -> torch.Tensor:
         counted = None if routing is None else routing.counted
-        around: dict[Kind, tuple[Angles | None, torch.Tensor | None]] = {}
-        visible = None if segments is None else visible_within(segments)
-        for layer in layers:
-            assert isinstance(layer, Block)
-            if layer.kind not in around:
-                around[layer.kind] = (
-                    self._angles(layer.kind, positions, cache),
-                    segments
-                    if layer.kind.mixer == "mamba"
-                    else _seen(layer.kind, positions, visible, cache),
-                )
-            passed = layer(x, *around[layer.kind], cache, counted)
+        blocks = [layer for layer in layers if isinstance(layer, Block)]
+        kinds = {block.kind for block in blocks}
+        angles = {rope: self._angles(rope, positions, cache) for rope in {k.rope for k in kinds}}
+        windows = {kind.window for kind in kinds if kind.mixer != "mamba"}
+        masks = _masks(windows, positions, segments, cache)
+        for block in blocks:
+            kind = block.kind
+            seen = segments if kind.mixer == "mamba" else masks[kind.window]
+            passed = block(x, angles[kind.rope], seen, cache, counted)
             x = passed[0] if isinstance(passed, tuple) else passed
             if routing is not None and isinstance(passed, tuple):
-                routing.routed[layer.number] = passed[1]
+                routing.routed[block.number] = passed[1]
         return x
 
-    def _angles(self, kind: Kind, positions: torch.Tensor, cache: Cache | None) -> Angles | None:
-        if kind.rope == "none":
+    def _angles(self, rope: str, positions: torch.Tensor, cache: Cache | None) -> Angles | None:
+        if rope == "none":
             return None
-        if kind.rope == "local":
+        if rope == "local":
             return local_angles(positions, self.config)
         length = None if cache is None else cache.text_tokens(positions.shape[1])
         return model_angles(positions, self.config, cached_length=length)
@@ -287,15 +284,20 @@ class Decoder(nn.Module):
             parameter.copy_(fresh.normal_(0.0, std, generator=generator))
 
 
-def _seen(
-    kind: Kind, positions: torch.Tensor, visible: torch.Tensor | None, cache: Cache | None
-) -> torch.Tensor | None:
-    """What tokens see in a block of this kind, where `visible` is what full attention does."""
+def _masks(
+    windows: set[int | None],
+    positions: torch.Tensor,
+    segments: torch.Tensor | None,
+    cache: Cache | None,
+) -> dict[int | None, torch.Tensor | None]:
+    """What tokens see in blocks that attend, by the window that they have."""
     if cache is not None:
-        return cache.mask(positions.shape[1], kind.window)
-    if kind.window is None:
-        return visible
-    return within_window(visible, positions, kind.window)
+        return {window: cache.mask(positions.shape[1], window) for window in windows}
+    visible = None if segments is None or not windows else visible_within(segments)
+    return {
+        window: visible if window is None else within_window(visible, positions, window)
+        for window in windows
+    }
 
 
 def _segments(batch: Batch) -> torch.Tensor | None:

@@ -24,7 +24,7 @@ def new_model_config(recipe: Recipe, tokenizer_size: int) -> ModelConfig:
             ["the model has no shape: neither model.size, nor model.path, nor all dimensions"],
             "set model.size (for example 10m), or model.path to start from a trained model",
         )
-    rows = m.vocab_size or -(-tokenizer_size // 64) * 64
+    rows = m.vocab_size or embedding_rows(tokenizer_size)
     if rows < tokenizer_size:
         raise ConfigError(
             [f"model.vocab_size = {rows} is below the tokenizer's {tokenizer_size} tokens"],
@@ -56,6 +56,11 @@ def new_model_config(recipe: Recipe, tokenizer_size: int) -> ModelConfig:
         mamba=_mamba(m, hidden),
         mamba_layers=with_mamba,
     )
+
+
+def embedding_rows(num_tokens: int) -> int:
+    """Rows of the embedding of a vocabulary: a multiple of 64, which products are fastest with."""
+    return -(-num_tokens // 64) * 64
 
 
 def routing_of(recipe: Recipe) -> Routing:

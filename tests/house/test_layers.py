@@ -12,7 +12,18 @@ import pytest
 from tests.house.source import Module, imports, modules
 
 # The first layer is itself ordered; within the others no folder imports a sibling.
-FOUNDATION = ("errors", "progress", "fsio", "locks", "hub", "batch", "machine", "config")
+FOUNDATION = (
+    "errors",
+    "statistics",
+    "progress",
+    "fsio",
+    "locks",
+    "hub",
+    "batch",
+    "machine",
+    "calibration",
+    "config",
+)
 LAYERS = (
     ("run", "tokenizer", "data", "models"),
     ("adapters", "generate"),
@@ -29,7 +40,7 @@ RANK = {part: rank for rank, part in enumerate(FOUNDATION)} | {
 }
 
 LIGHT = (
-    *("mule.run", "mule.machine", "mule.config", "mule.plan", "mule.doctor", "mule.compare"),
+    *("mule.run", "mule.machine", "mule.calibration", "mule.config", "mule.plan", "mule.doctor", "mule.compare"),
     *("mule.commands", "mule.cli", "mule.models.config", "mule.models.cost", "mule.models.solve"),
 )
 HEAVY = ("torch", "transformers", "peft", "numpy", "pyarrow", "gguf", "xllamacpp")

@@ -23,6 +23,7 @@ from tests.parity.tiny_gguf import VOCAB_ROWS, tiny_tokenizer
 
 RECORD = Path(__file__).with_name("golden_quants.json")
 TYPES = ("q4_k_m", "q5_k_m", "q8_0", "q6_k", "q4_k_s", "q5_k_s", "q3_k_m", "q2_k", "iq4_xs")
+_OF_EXPERTS = "mxfp4"  # what only these can have
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_ROWS,
     "hidden_size": 256,
@@ -99,6 +100,12 @@ MODELS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 1,
     },
 }
+
+
+def types_of(model: str) -> tuple[str, ...]:
+    """The types that the model of MODELS is recorded in."""
+    with_experts = model in ("experts", "eight experts")
+    return (*TYPES, _OF_EXPERTS) if with_experts else TYPES
 
 
 def write_golden_model(folder: Path, name: str) -> None:

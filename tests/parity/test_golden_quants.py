@@ -13,11 +13,11 @@ from gguf import GGUFReader
 from mule import fsio
 from mule.errors import ModelError
 from mule.export.gguf import write_gguf
-from tests.parity.golden_models import MODELS, RECORD, TYPES, tensor_record, write_golden_model
+from tests.parity.golden_models import MODELS, RECORD, tensor_record, types_of, write_golden_model
 
 GOLDEN: dict[str, Any] = fsio.read_json(RECORD)["models"]
-_NUMPY = ("q4_k_m", "q5_k_m", "q8_0", "q6_k", "q4_k_s", "q5_k_s")  # made without llama.cpp too
-_QUICK = {("qwen2", "q4_k_m"), ("odd rows", "q5_k_m"), ("phi3", "q3_k_m")}
+_NUMPY = ("q4_k_m", "q5_k_m", "q8_0", "q6_k", "q4_k_s", "q5_k_s", "mxfp4")  # made without llama.cpp too
+_QUICK = {("qwen2", "q4_k_m"), ("odd rows", "q5_k_m"), ("phi3", "q3_k_m"), ("experts", "mxfp4")}
 _MOST_OTHER_BYTES = 0.002  # of NumPy's blocks: sums in another order
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="recorded on x86-64"
@@ -37,17 +37,18 @@ def golden(model: str, type_name: str) -> dict[str, str]:
     return dict(zip(GOLDEN[model]["tensors"], GOLDEN[model][type_name], strict=True))
 
 
-def pairs(types: tuple[str, ...]) -> list[Any]:
+def pairs(only: tuple[str, ...] | None = None) -> list[Any]:
     return [
         pytest.param(model, kind, marks=[] if (model, kind) in _QUICK else pytest.mark.slow)
         for model in MODELS
-        for kind in types
+        for kind in types_of(model)
+        if only is None or kind in only
     ]
 
 
 def test_the_record_covers_every_model_and_type() -> None:
     assert {name: set(kinds) for name, kinds in GOLDEN.items()} == {
-        name: {"tensors", "f32", *TYPES} for name in MODELS
+        name: {"tensors", "f32", *types_of(name)} for name in MODELS
     }
 
 
@@ -59,7 +60,7 @@ def test_the_weights_are_those_of_the_record(
     assert tensor_record(tmp_path / "m.gguf") == golden(model, "f32")
 
 
-@pytest.mark.parametrize(("model", "type_name"), pairs(TYPES))
+@pytest.mark.parametrize(("model", "type_name"), pairs())
 def test_every_byte_is_llama_cpps(
     folders: dict[str, Path], tmp_path: Path, model: str, type_name: str
 ) -> None:

@@ -18,7 +18,8 @@ from mule.export.mixtures import TYPES
 from tests.parity.trained_families import ADAPTED, marked, trained
 
 BASIC = ("f32", "q8_0", "q4_k_m")
-FURTHER = tuple(kind for kind in TYPES if kind not in BASIC)  # of one family
+OF_EXPERTS = "mxfp4"
+FURTHER = tuple(kind for kind in TYPES if kind not in (*BASIC, OF_EXPERTS))  # of one family
 FURTHER_FAMILY = "qwen3"
 _VOCAB = 1024
 _NUM_DOCUMENTS, _NUM_PROMPTS = 6, 3
@@ -68,6 +69,12 @@ def test_every_family_passes(tmp_path: Path, family: str) -> None:
 @pytest.mark.parametrize("type_name", FURTHER)
 def test_every_type_passes(tmp_path: Path, type_name: str) -> None:
     check(exported(str(trained(FURTHER_FAMILY).run), (type_name,), tmp_path / "out"), (type_name,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3_moe", "granitemoeshared"])
+def test_a_mixture_passes_in_the_type_of_experts(tmp_path: Path, family: str) -> None:
+    check(exported(str(trained(family).run), (OF_EXPERTS,), tmp_path / "out"), (OF_EXPERTS,))
 
 
 @pytest.mark.slow

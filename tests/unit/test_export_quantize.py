@@ -218,7 +218,15 @@ def test_norms_and_biases_stay_float32() -> None:
         ("blk.0.ssm_d", (8, 1)),
     ):
         for type_name in TYPES:
-            assert Mixture(type_name, 3, False).tensor_type(name, shape) == (T.F32, T.F32)
+            mixture = Mixture(type_name, 3, False, experts=8)
+            assert mixture.tensor_type(name, shape) == (T.F32, T.F32)
+
+
+def test_mxfp4_is_for_the_matrices_of_experts() -> None:
+    mixture = Mixture("mxfp4", 3, False, experts=8)
+    assert mixture.tensor_type("blk.0.ffn_up_exps.weight", (8, 96, 256))[1] == T.MXFP4
+    for name in ("blk.0.attn_v.weight", "token_embd.weight", "output.weight"):
+        assert mixture.tensor_type(name, (64, 256))[1] == T.Q8_0
 
 
 @pytest.mark.parametrize(

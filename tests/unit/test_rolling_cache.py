@@ -9,8 +9,8 @@ import torch
 
 from mule.models import cost
 from mule.models.cache import KVCache
+from mule.models.cached_layer import RollingLayer
 from mule.models.config import ModelConfig
-from mule.models.rolling import RollingLayer
 from tests.tiny import TINY, tiny_model
 
 WINDOWED = dataclasses.replace(TINY, sliding_window=11, sliding_layers=(0, 2))

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from mule.lab.findings import tell
-from mule.lab.statistics import (
+from mule.statistics import (
     central_share,
     detectable_difference,
     holm,
@@ -19,6 +19,7 @@ from mule.lab.statistics import (
     pooled_sd,
     power,
     t_quantile,
+    wilson_interval,
 )
 
 
@@ -150,3 +151,26 @@ def test_the_pooled_deviation_weighs_by_degrees_of_freedom() -> None:
     pooled = pooled_sd([[1.0, 3.0], [0.0, 0.0, 3.0], [9.0]])
     assert pooled is not None
     assert pooled == (pytest.approx(math.sqrt((2 + 6) / 3)), 3)
+
+
+@pytest.mark.parametrize(
+    ("seen", "of", "low", "high"),
+    [  # R. G. Newcombe, Statistics in Medicine 17 (1998), table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_the_interval_of_a_rate_is_that_of_the_table(
+    seen: int, of: int, low: float, high: float
+) -> None:
+    assert wilson_interval(seen, of) == pytest.approx((low, high), abs=5e-5)
+    assert wilson_interval(of - seen, of) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_the_interval_of_a_rate_stays_within_what_is_possible() -> None:
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    assert wilson_interval(0, 7)[0] == 0.0
+    assert wilson_interval(7, 7)[1] == 1.0
+    assert wilson_interval(3, 7, 0.99)[0] < wilson_interval(3, 7)[0]

@@ -1,4 +1,4 @@
-"""What a few seeds can show: intervals of means, paired differences, and their limits.
+"""What a few seeds, or the items of an evaluation, can show: intervals, paired differences, limits.
 
 Few seeds need Student's t with exact quantiles; the degrees of freedom here are whole numbers, for
 which the distribution has a closed form.
@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 
 CONFIDENCE = 0.95
 POWER = 0.8  # with which a detectable difference would be found
@@ -171,7 +171,101 @@ def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
     return math.sqrt(sum((len(g) - 1) * stdev(g) ** 2 for g in several) / df), df
 
 
+def wilson_interval(
+    successes: int, trials: int, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Lower and upper bound of a rate of which `successes` of `trials` were seen.
+
+    Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, 1927.
+    """
+    assert 0 <= successes <= trials
+    if not trials:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    rate, weight = successes / trials, z * z / trials
+    middle = (rate + weight / 2) / (1 + weight)
+    half = z / (1 + weight) * math.sqrt(rate * (1 - rate) / trials + weight / (4 * trials))
+    # At none and at all one bound is exact; rounding must not pass it.
+    low = 0.0 if not successes else middle - half
+    return low, 1.0 if successes == trials else middle + half
+
+
+def binomial_band(trials: int, rate: float, confidence: float = CONFIDENCE) -> tuple[int, int]:
+    """The fewest and the most successes that are no surprise at that rate, from the exact tails."""
+    tail, low, below = (1 - confidence) / 2, 0, 0.0
+    chances = [
+        math.comb(trials, k) * rate**k * (1 - rate) ** (trials - k) for k in range(trials + 1)
+    ]
+    while below + chances[low] <= tail:
+        below += chances[low]
+        low += 1
+    high, above = trials, 0.0
+    while above + chances[high] <= tail:
+        above += chances[high]
+        high -= 1
+    return low, high
+
+
+@dataclass(frozen=True)
+class Bootstrapped:
+    """A mean over `n` items and the interval in which resampling the items puts it."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def bootstrap_interval(
+    values: Sequence[float],
+    weights: Sequence[float] | None = None,
+    *,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
+) -> Bootstrapped:
+    """The percentile interval of a mean over items; of differences, a paired interval.
+
+    With `weights` it is that of sum(values) / sum(weights), as of a loss over tokens.
+    Source: B. Efron and R. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    """
+    import numpy as np
+
+    n = len(values)
+    assert n > 0
+    value = np.asarray(values, np.float64)
+    weight = np.ones(n) if weights is None else np.asarray(weights, np.float64)
+    rng, means = np.random.default_rng(seed), []
+    for rows in _portions(n):
+        drawn = rng.integers(n, size=(rows, n))
+        means.append(value[drawn].sum(1) / weight[drawn].sum(1))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(means), (tail, 1 - tail)).tolist()
+    return Bootstrapped(float(value.sum() / weight.sum()), low, high, n)
+
+
+def sign_flip_p(differences: Sequence[float], *, seed: int = 0) -> float:
+    """Two-sided: how often random signs of paired differences give a sum as far from 0.
+
+    It holds its level with any number of items, where few of them differ too; an interval from
+    resampling does not. Source: E. Edgington and P. Onghena, Randomization Tests, 4th ed., 2007.
+    """
+    import numpy as np
+
+    size = np.asarray([d for d in differences if d], np.float64)
+    if not size.size:
+        return 1.0
+    rng, reached = np.random.default_rng(seed), 0
+    least = abs(size.sum()) * (1 - 1e-9)  # the same items in another order sum up otherwise
+    for rows in _portions(len(size)):
+        signs = rng.integers(2, size=(rows, len(size)), dtype=np.int8) * 2 - 1
+        reached += int((np.abs(signs @ size) >= least).sum())
+    return (1 + reached) / (1 + _RESAMPLES)
+
+
 # ---------------------------------------------------------------- inside
+
+_RESAMPLES = 4000
+_DRAWN_AT_ONCE = 2_000_000  # items
 
 _STEPS = 600  # of the integral over u: its error is below 1e-5
 
@@ -192,6 +286,12 @@ def _detectable(difference: Difference, level: float) -> float | None:
 
 def _normal(z: float) -> float:
     return 0.5 * math.erfc(-z / math.sqrt(2))
+
+
+def _portions(n: int) -> list[int]:
+    """The resamples of `n` items in portions that fit into little memory."""
+    most = max(1, _DRAWN_AT_ONCE // n)
+    return [min(most, _RESAMPLES - start) for start in range(0, _RESAMPLES, most)]
 
 
 def _root(rising: Callable[[float], float]) -> float:
