@@ -116,7 +116,9 @@ def _backward(
     x, weights, order, ends, gate_up, down = inputs
     grad_x, flat_weights = torch.zeros_like(x), weights.flatten()
     grad_weights = torch.zeros_like(flat_weights)
-    grad_gate_up, grad_down = torch.zeros_like(gate_up), torch.zeros_like(down)
+    grad_gate_up, grad_down = torch.empty_like(gate_up), torch.empty_like(down)
+    for idle in (ends.diff(prepend=ends.new_zeros(1)) == 0).nonzero().flatten().tolist():
+        grad_gate_up[idle], grad_down[idle] = 0.0, 0.0
     width = gate_up.shape[1] // 2
     for expert, part, chosen, tokens in _parts(order, ends, weights.shape[1]):
         gate, up = inner[part].chunk(2, dim=-1)
