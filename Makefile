@@ -8,7 +8,7 @@ ARGS =
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench docs clean
+.PHONY: help setup demo test test-all check bench bench-plan docs clean
 
 help: ## list these targets
 	@echo "usage: make TARGET"
@@ -34,6 +34,9 @@ check: setup ## check style, types and the rules of the house
 
 bench: setup ## measure the speed of this machine and of Mule on it
 	@.venv/bin/mule bench all
+
+bench-plan: setup ## predict runs, make them, and compare (20 minutes)
+	@.venv/bin/python bench/plan.py run
 
 docs: setup ## write the generated pages of docs/ again
 	.venv/bin/python -m mule.commands.docs

@@ -232,7 +232,7 @@ class Bench:
         from mule.commands import eval as evaluation
 
         held_out = [str(self.folder / f"{hand}.valid.jsonl")]
-        return evaluation.run(str(self.runs / name), data=held_out)["loss"]
+        return evaluation.run([str(self.runs / name)], data=held_out, with_base=False)["loss"]
 
 
 # ---------------------------------------------------------------- the table

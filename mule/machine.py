@@ -6,6 +6,7 @@ Limits of a container (CPU affinity, cgroup quota and memory) count as the machi
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import os
 import platform
 import shutil
@@ -121,15 +122,16 @@ def matmul_peak(
     Measured once a machine and kept in the user's cache, the largest figure ever seen, since other
     work can only lower it. `fresh` measures now and gives that figure, whatever is kept.
     """
-    import torch
-
     threads = threads or physical_cores()
     dtype_name = "bf16" if dtype_name == "fp8" else dtype_name
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else cpu_model()
-    key = f"{name} | {device} | {threads} threads | torch {torch.__version__} | {dtype_name}"
+    key = (
+        f"{_named(device)} | {device} | {threads} threads | torch {torch_version()} | {dtype_name}"
+    )
     known = _read_cache()
     if key in known and not fresh:
         return known[key]
+    import torch
+
     dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -139,6 +141,20 @@ def matmul_peak(
         torch.set_num_threads(before)
     _write_cache({**known, key: max(peak, known.get(key, 0.0))})
     return peak
+
+
+def torch_version() -> str:
+    """The installed torch's, without importing it."""
+    return importlib.metadata.version("torch")
+
+
+def _named(device: str) -> str:
+    """What computes: the processor, or the GPU, whose name only torch knows."""
+    if not device.startswith("cuda"):
+        return cpu_model()
+    import torch
+
+    return torch.cuda.get_device_name()
 
 
 def _measure_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -4,6 +4,7 @@
       recipe.yaml     as typed              resolved.yaml   as run, with the reasons
       lineage.json    hashes, chained       metrics.jsonl   a row an update, each with its attempt
       events.jsonl    starts, stops, notes  samples.jsonl   answers while training
+      facts.json      data, labels, base    report.md       what the doctor says of it
       checkpoint-*/   complete or absent    latest.json, best.json   which checkpoint
       run.lock        held while it runs
 
@@ -173,9 +174,9 @@ class Run:
         """Append an event; `started`, `finished`, `interrupted` and `failed` make the state."""
         self._append("events", {"kind": kind, **fields})
 
-    def log_samples(self, step: int, answers: dict[str, str]) -> None:
-        """Append what the model answered to each prompt after an update."""
-        self._append("samples", {"step": step, "answers": answers})
+    def log_samples(self, step: int, answers: dict[str, str], **about: dict[str, Any]) -> None:
+        """Append the answer to each prompt, and `about` it: `tokens`, `stopped`, `copied`."""
+        self._append("samples", {"step": step, "answers": answers, **about})
 
     def sync(self) -> None:
         """Make every log durable."""

@@ -12,6 +12,8 @@ _LIVE: dict[str, Callable[[Any], str]] = {
     "val_loss": lambda v: f"val {v:.4f}",
     "val_loss_ema": lambda v: f"ema {v:.4f}",
     "val_perplexity": lambda v: f"ppl {v:.4g}",
+    "goal_probability": lambda v: f"goal {v:.0%}",
+    "goal_step": lambda v: f"at update {v:,}",
     "learning_rate": lambda v: f"lr {v:.2e}",
     "grad_norm": lambda v: f"norm {v:.2f}",
     "tokens_per_second": lambda v: f"{short(v)} tok/s",
@@ -20,6 +22,7 @@ _LIVE: dict[str, Callable[[Any], str]] = {
     "share_of_peak": lambda v: f"{v:.0%} of peak",
     "memory_bytes": lambda v: in_bytes(v),
     "gflops": lambda v: f"{v:,.0f} GFLOP/s",
+    "doctor": lambda v: f"doctor: {v}",
 }
 
 

@@ -9,26 +9,28 @@ from typing import Annotated, Literal
 import typer
 
 import mule
+from mule.cli.compare_verb import compare
 from mule.cli.convert_verb import convert
 from mule.cli.data_verbs import data_app
+from mule.cli.doctor_verb import doctor
+from mule.cli.eval_verb import evaluate
 from mule.cli.export_verbs import export, push, verify
 from mule.cli.imatrix_option import ExportCommand
 from mule.cli.lab_verbs import lab_app
 from mule.cli.perform import DEBUG, PLAIN, Base, Json, Result, perform, tabled
+from mule.cli.plan_verb import plan
 from mule.cli.recipe_verbs import recipe_app
+from mule.cli.runs_verbs import runs_app
 from mule.cli.talk_verbs import chat, serve
 from mule.cli.train_verb import train
 
 _HELP = "Carry a small language model through its whole life, and prove every step."
 
 app = typer.Typer(help=_HELP, add_completion=False, pretty_exceptions_enable=False, **PLAIN)
-runs_app = typer.Typer(help="Look at runs.", **PLAIN)
 app.add_typer(data_app, name="data")
 app.add_typer(lab_app, name="lab")
 app.add_typer(runs_app, name="runs")
 app.add_typer(recipe_app, name="recipe")
-
-Root = Annotated[Path, typer.Option("--root", help="The folder of the runs.")]
 
 
 def main() -> None:
@@ -89,52 +91,8 @@ def init(
 
 
 app.command()(train)
-
-
-@runs_app.command("list")
-def runs_list(root: Root = Path("runs"), as_json: Json = False) -> None:
-    """The runs here, newest first."""
-
-    def work() -> Result:
-        from mule.commands import runs
-
-        return runs.list_runs(root)
-
-    perform(work, as_json=as_json)
-
-
-@runs_app.command("show")
-def runs_show(
-    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
-    root: Root = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """State, figures, checkpoints, lineage and the reasons of one run."""
-
-    def work() -> Result:
-        from mule.commands import runs
-
-        return runs.show(run, root)
-
-    perform(work, as_json=as_json)
-
-
-@runs_app.command("plot")
-def runs_plot(
-    runs: Annotated[list[str], typer.Argument(help="Names or folders of runs.")],
-    out: Annotated[Path, typer.Option(help="The file to write: .svg, .png or .pdf.")],
-    by: Annotated[str, typer.Option(help="What the axis counts: tokens or steps.")] = "tokens",
-    root: Root = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """Draw the training and validation loss of runs."""
-
-    def work() -> Result:
-        from mule.commands import plot as command
-
-        return command.run(runs, out, by=by, root=root)
-
-    perform(work, as_json=as_json)
+app.command()(plan)
+app.command()(doctor)
 
 
 @app.command()
@@ -189,26 +147,8 @@ app.command()(verify)
 app.command()(push)
 
 
-@app.command("eval")
-def evaluate(
-    source: Annotated[str, typer.Argument(help="A run, a model folder or a hub id.")],
-    data: Annotated[
-        list[str] | None, typer.Option("--data", help="Files to score on; repeatable.")
-    ] = None,
-    max_rows: Annotated[int | None, typer.Option(min=1, help="Rows to use at most.")] = None,
-    base: Base = None,
-    as_json: Json = False,
-) -> None:
-    """Loss and perplexity of a model on held-out data."""
-
-    def work() -> Result:
-        from mule.commands import eval as command
-
-        return command.run(source, data=data, max_rows=max_rows, base=base)
-
-    perform(work, as_json=as_json)
-
-
+app.command("eval")(evaluate)
+app.command()(compare)
 app.command()(chat)
 app.command()(serve)
 

@@ -1,14 +1,18 @@
-"""`mule recipe`: the verbs over the recipes that come with Mule."""
+"""`mule recipe`: the verbs over the recipes that come with Mule, and over other tools' settings."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mule.cli.perform import PLAIN, Json, Result, perform, tabled
 
-recipe_app = typer.Typer(help="The recipes that come with Mule.", **PLAIN)
+if TYPE_CHECKING:
+    from rich.console import Console
+
+recipe_app = typer.Typer(help="The recipes that come with Mule, and those of other tools.", **PLAIN)
 
 
 @recipe_app.command("list")
@@ -43,3 +47,38 @@ def recipe_show(
         return recipes.show(name)
 
     perform(work, as_json=as_json, show=lambda console, shown: console.out(shown["text"], end=""))
+
+
+@recipe_app.command("import")
+def recipe_import(
+    file: Annotated[Path, typer.Argument(help="A file of Axolotl, LLaMA-Factory, TRL, ...")],
+    *,
+    told: Annotated[
+        str | None, typer.Option("--from", help="Whose it is, where its keys do not tell.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The recipe to write.")] = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="How many GPUs it ran on there, for the batch.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model, where it is another here.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="The training data, where it is elsewhere here.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn another tool's settings into a recipe, with what differs and what looks wrong.
+
+    Axolotl, LLaMA-Factory, TRL, LitGPT, mlx-lm and DonkeyTune: YAML, a command line or variables.
+    """
+
+    def work() -> Result:
+        from mule.commands import recipe_import as command
+
+        return command.run(file, told=told, out=out, devices=devices, model=model, data=data)
+
+    def show(console: Console, result: Result) -> None:
+        from mule.cli.render_import import show_import
+
+        show_import(console, result)
+
+    perform(work, as_json=as_json, show=show)

@@ -76,7 +76,7 @@ def train(
     """
     recipe, given = split_words(words or [])
     assume = recipe is None and bool(model or data)
-    overrides = _shortcuts(given, model, data, warm_start) + given
+    overrides = as_settings(given, model, data, warm_start) + given
     types = [word.strip().lower() for word in export.split(",")] if export else None
 
     def work() -> Result:
@@ -106,7 +106,7 @@ def _show(console: Console, result: Result) -> None:
         render.print_result(console, result)
 
 
-def _shortcuts(
+def as_settings(
     given: list[str], model: str | None, data: str | None, warm_start: str | None
 ) -> list[str]:
     """The options as settings; with --data, validation files of the recipe give way to its own."""

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from mule.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mule.config.schema import Recipe
     from mule.models.config import ModelConfig
     from mule.tokenizer import Tokenizer
@@ -51,26 +53,43 @@ def assumptions(overrides: list[str], name: str) -> Assumed:
 
     Reads the data once, and fetches a model of the hub.
     """
+    import torch
+
     from mule.models.folder import read_config
     from mule.train.assemble import find_tokenizer
     from mule.train.base import base_folder
 
     recipe = begun(overrides)
     _require_both(recipe)
-    given = set(recipe.given())
+    base = base_folder(recipe)
+    assert base is not None
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    config = read_config(base)
+    return name_and_adapter(overrides, name) | fitting(
+        recipe, config, lambda: find_tokenizer(recipe, base), has_gpu=has_gpu
+    )
+
+
+def name_and_adapter(overrides: list[str], name: str) -> Assumed:
+    """The run's name, and an adapter where nothing else is asked for."""
     found: Assumed = {"name": (name, "")}
     if not any(word.startswith(f"{_KIND}=") for word in overrides):
         found[_KIND] = (
             "lora",
             "the usual way on one machine; adapter.kind=none trains all weights",
         )
-    base = base_folder(recipe)
-    assert base is not None
-    config = read_config(base)
+    return found
+
+
+def fitting(
+    recipe: Recipe, config: ModelConfig, tokenizer: Callable[[], Tokenizer | None], *, has_gpu: bool
+) -> Assumed:
+    """What suits the model and the data: blocks adapted, and the length of a row."""
+    given, found = set(recipe.given()), {}
     if recipe.adapter.kind != "none" and _LAYERS not in given:
-        found |= _blocks(config, recipe.train.device)
-    if _LENGTH not in given:
-        found[_LENGTH] = _row_length(recipe, find_tokenizer(recipe, base), config)
+        found |= _blocks(config, has_gpu=has_gpu and recipe.train.device != "cpu")
+    if _LENGTH not in given and (words := tokenizer()) is not None:
+        found[_LENGTH] = _row_length(recipe, words, config)
     return found
 
 
@@ -115,15 +134,12 @@ def _data_word(path: str) -> str:
     return place.name if place.is_dir() else place.name.partition(".")[0]
 
 
-def _blocks(config: ModelConfig, device: str) -> Assumed:
+def _blocks(config: ModelConfig, *, has_gpu: bool) -> Assumed:
     """Adapt the last blocks only where computing is slow: what lies below is then computed once."""
-    import torch
-
     from mule.models import cost
 
-    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     small = cost.total_params(config) < _SMALL_PARAMS
-    if small or config.num_layers <= _LAST_LAYERS or (has_gpu and device != "cpu"):
+    if small or config.num_layers <= _LAST_LAYERS or has_gpu:
         return {}
     reason = (
         f"no GPU: of {config.num_layers} blocks the last {_LAST_LAYERS} are adapted, "

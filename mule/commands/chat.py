@@ -32,7 +32,7 @@ def open_chat(
     from mule.generate.conversation import Conversation, Speaker
 
     found = [find_source(text, base=base) for text in sources]
-    names = _names(sources, [source.name for source in found])
+    names = distinct_names(sources, [source.name for source in found])
     with ExitStack() as opened:
         speakers = []
         for name, source in zip(names, found, strict=True):
@@ -88,7 +88,7 @@ def save(chat: Conversation, file: Path) -> int:
     return before.count(b"\n") + len(rows)
 
 
-def _names(sources: Sequence[str], names: Sequence[str]) -> list[str]:
+def distinct_names(sources: Sequence[str], names: Sequence[str]) -> list[str]:
     """What each model is called: its short name, and as it was typed where two are alike.
 
     Raises UserError when a model is named twice.

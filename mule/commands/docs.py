@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mule import fsio
-from mule.commands import docs_serve, docs_verify
+from mule.commands import docs_accuracy, docs_doctor, docs_serve, docs_verify
 from mule.commands.catalogue import catalogue_markdown, write_catalogue
 from mule.config import docs as settings
 from mule.config.schema import ModelSection, Recipe
@@ -146,6 +146,8 @@ def generated_pages(folder: Path = settings.DOCS, results: Path = RESULTS) -> di
         CHOOSE_PAGE: with_generated(choose, catalogue_markdown(), "catalogue"),
         docs_serve.PAGE: with_generated(serve, docs_serve.load_markdown(results), "load"),
         docs_verify.PAGE: with_generated(proof, docs_verify.verify_markdown(results), "faults"),
+        docs_doctor.PAGE: docs_doctor.rules_markdown(),
+        docs_accuracy.PAGE: docs_accuracy.accuracy_markdown(results),
     }
 
 

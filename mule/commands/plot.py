@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 _FORMATS = (".svg", ".png", ".pdf")
 _AXES = {"tokens": "trained tokens", "steps": "updates"}
 _SMOOTHED_OVER = 50  # the line is a running mean over 1/50 of the run
-_MAX_POINTS = 2000  # of the unsmoothed loss: more are not seen, and make a large file
+MAX_POINTS = 2000  # of the unsmoothed loss: more are not seen, and make a large file
 _COLOURS = ("#1f6fb4", "#d1495b", "#2e8b57", "#8e5ea2", "#c77d0a", "#4a4a4a")
-_STYLE = {
+STYLE = {
     "svg.hashsalt": "mule",  # the same runs give the same file
     "font.size": 11.0,
     "axes.grid": True,
@@ -41,11 +41,11 @@ def run(runs: list[str], out: Path, *, by: str = "tokens", root: Path = RUNS) ->
             "drawing needs matplotlib, which is not installed",
             "install it: pip install matplotlib (or Mule with its extra: mule[report])",
         ) from None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 4.5), layout="constrained", facecolor="white")
         axes = figure.subplots()
         for curve, colour in zip(curves, _colours(len(curves))):
-            _draw(axes, curve, colour)
+            draw(axes, curve, colour)
         if len(curves) > 1:  # the lines would be too many
             curves = [{**curve, "sources": {}} for curve in curves]
         _draw_sources(axes, curves[0]["sources"])
@@ -102,8 +102,9 @@ def running_mean(values: list[float], window: int) -> list[float]:
     return means
 
 
-def _draw(axes: Axes, curve: dict[str, Any], colour: str) -> None:
-    stride = -(-len(curve["x"]) // _MAX_POINTS)
+def draw(axes: Axes, curve: dict[str, Any], colour: str) -> None:
+    """The loss as it was, a running mean over it, and the validations."""
+    stride = -(-len(curve["x"]) // MAX_POINTS)
     x = curve["x"][::stride]
     axes.plot(x, curve["loss"][::stride], color=colour, alpha=0.22, linewidth=0.8)
     label = f"{curve['name']}, training"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from mule.run import Run
     from mule.train.assemble import Parts
     from mule.train.distributed import Group
+
+_CURVES_FROM_S = 60
 
 
 def run(
@@ -94,18 +97,21 @@ def _train(run: Run, recipe: Recipe, group: Group, *, is_new: bool) -> dict[str,
         ended = {key: summary[key] for key in ("val_loss", "devices")}
         run.log_event("finished", step=summary["steps"], **ended)
         run.sync()
+        if group.is_first:
+            _report(run)
     chat = parts.train.shards.kind == "chat"
     return summary | {"next": _next(run.folder, chat=chat, adapter=bool(parts.base[1]))}
 
 
 def _record(run: Run, parts: Parts) -> None:
-    """Write the resolved recipe with its reasons, the lineage and the probes."""
+    """Write the resolved recipe with its reasons, the lineage, the probes and the facts."""
     import torch
 
     import mule
     from mule import fsio, machine
     from mule.config.load import to_yaml
     from mule.data.probe import held_out_sample
+    from mule.train.facts import record_facts
 
     resolved = parts.resolved
     _refuse_changes(run, resolved.recipe)
@@ -117,6 +123,7 @@ def _record(run: Run, parts: Parts) -> None:
     if not (run.folder / "probe.json").is_file():
         sample = held_out_sample(resolved.recipe.data, resolved.recipe.train.seed, parts.tokenizer)
         fsio.write_json(run.folder / "probe.json", sample)
+    record_facts(run, parts)
     base_dir, identity = parts.base
     manifest = base_dir / fsio.MANIFEST  # of a checkpoint: chains this run to the one before
     base = {
@@ -149,6 +156,20 @@ def _reasons_before(run: Run) -> dict[str, str]:
     file = run.folder / "resolved.yaml"
     found = read_reasons(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return {key: entry["reason"] for key, entry in found.items()}
+
+
+def _report(run: Run) -> None:
+    """Write report.md; drawing takes a second, for which a run of under a minute does not wait."""
+    from mule import progress
+    from mule.commands.report import write_report
+
+    began = next(event["at"] for event in reversed(run.events()) if event["kind"] == "started")
+    try:
+        write_report(run, curves=time.time() - began >= _CURVES_FROM_S)
+    except Exception as error:  # the run is finished and saved, whatever became of its report
+        cause = f"{type(error).__name__}: {error}"
+        told = f"no report was written ({cause}); again: mule doctor {run.folder} --report"
+        progress.note(told, "warning")
 
 
 def _record_failure(run: Run, error: MuleError) -> None:

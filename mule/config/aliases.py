@@ -168,7 +168,6 @@ ALIASES: dict[str, str] = {
     "load_in_4bit": "adapter.kind",
     "quantization_bit": "adapter.kind",
     "resume_adapter_file": "adapter.warm_start",
-    "adapter_path": "adapter.warm_start",
     "adapter_name_or_path": "adapter.warm_start",
     "lora_model_dir": "adapter.warm_start",
     # what is trained
@@ -198,6 +197,7 @@ ALIASES: dict[str, str] = {
     "gguf_type": "export.types",
     "output_dir": "name",
     "out_dir": "name",
+    "adapter_path": "name",
     "run_name": "name",
     "experiment_name": "name",
     "base": "extends",

@@ -12,7 +12,7 @@ MODELS, CATALOGUE = "models.json", "catalogue.json"
 
 def presets() -> dict[str, Path]:
     """Name -> file of each recipe that comes with Mule."""
-    return {name: file for name, file in _files().items() if not _is_campaign(file)}
+    return {name: file for name, file in _files().items() if not is_campaign(file)}
 
 
 def preset_file(name: str) -> Path | None:
@@ -23,7 +23,7 @@ def preset_file(name: str) -> Path | None:
 def campaign_file(name: str) -> Path | None:
     """The file of the campaign called `name`, with or without .yaml; None when there is none."""
     file = _files().get(name.removesuffix(".yaml"))
-    return file if file is not None and _is_campaign(file) else None
+    return file if file is not None and is_campaign(file) else None
 
 
 def _files() -> dict[str, Path]:
@@ -35,7 +35,7 @@ def _files() -> dict[str, Path]:
     return found
 
 
-def _is_campaign(file: Path) -> bool:
+def is_campaign(file: Path) -> bool:
     """A campaign has variants; a recipe has none."""
     return re.search(r"^variants:", file.read_text(encoding="utf-8"), re.MULTILINE) is not None
 

@@ -217,6 +217,18 @@ class EvaluateSection(Section):
     )
 
 
+class GoalSection(Section):
+    """What the run is to reach: how likely that is, and when, is forecast while it trains."""
+
+    val_loss: Annotated[float, Field(gt=0)] | None = knob(
+        None,
+        "A validation loss to reach. Each evaluation says how likely it is by the end and at which "
+        "update it is expected; reaching it is told and logged. It does not end the run.",
+        role="mechanical",
+        unit="nats a token",
+    )
+
+
 class ExportSection(Section):
     """The files made for llama.cpp, Ollama and Docker Model Runner."""
 
@@ -251,6 +263,7 @@ class Recipe(Section):
     adapter: AdapterSection = section(AdapterSection)
     checkpoint: CheckpointSection = section(CheckpointSection)
     evaluate: EvaluateSection = section(EvaluateSection)
+    goal: GoalSection = section(GoalSection)
     export: ExportSection = section(ExportSection)
 
     def idle(self) -> Iterator[Problem]:

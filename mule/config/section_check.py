@@ -16,15 +16,15 @@ Checked = TypeVar("Checked", bound=Section)
 
 
 def checked(
-    kind: type[Checked], values: dict[str, Any], places: Places
+    kind: type[Checked], values: dict[str, Any], places: Places, *, what: str = "a campaign"
 ) -> tuple[Checked | None, list[str]]:
-    """The section of the given values, or None and what is wrong with them."""
+    """The section of the given values, or None and what is wrong with them; `what` names the whole."""
     try:
         return kind.model_validate(values), []
     except ValidationError as error:
         said: dict[str, None] = {}
         for detail in error.errors():
-            for problem in _said(kind, dict(detail), values, places):
+            for problem in _said(kind, {**detail, "whole": what}, values, places):
                 said[problem] = None
         return None, list(said)
 
@@ -73,7 +73,7 @@ def _said(
             said.append(f"{places.of(key)}: {problem.message}")
         return said
     if detail["type"] == "extra_forbidden":
-        owner, names = _fields(kind, loc[:-1])
+        owner, names = _fields(kind, loc[:-1], detail["whole"])
         match = near(str(loc[-1]).replace("-", "_"), names)
         told = f"did you mean `{match}`?" if match else f"{owner} has {', '.join(names)}"
         return [f"{places.of(loc)}: no such key; {told}"]
@@ -121,10 +121,10 @@ def _section_in(annotation: Any) -> tuple[type[Section] | None, int]:
     return None, 0
 
 
-def _fields(kind: type[Section], loc: tuple[int | str, ...]) -> tuple[str, list[str]]:
+def _fields(kind: type[Section], loc: tuple[int | str, ...], whole: str) -> tuple[str, list[str]]:
     owner, _ = _section_at(kind, loc)
     name = ".".join(map(str, loc))
-    return (f"`{name}`" if name else "a campaign"), list(owner.model_fields)
+    return (f"`{name}`" if name else whole), list(owner.model_fields)
 
 
 def _item_in(kind: type[Section], loc: tuple[int | str, ...]) -> int | None:

@@ -17,7 +17,7 @@ ReadItems = Callable[[], Iterable[Item]]  # each call reads the same items again
 
 FEWEST_CHATS = 5  # of fewer none is held out: every one is needed, and one would say little
 _MOST_CHATS = 400  # are enough to measure by, of however many
-_SHARE_OF_CHATS, _SHARE_OF_DOCUMENTS = 0.2, 0.02
+_SHARE_OF_CHATS, SHARE_OF_DOCUMENTS = 0.2, 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,11 +68,18 @@ def chosen_share(items: Iterable[Item]) -> float:
     different: set[int | None] = set()
     for item in items:
         if isinstance(item, Document):
-            return _SHARE_OF_DOCUMENTS
+            return SHARE_OF_DOCUMENTS
         num_chats += 1
         if len(different) < FEWEST_CHATS:
             different.add(digests.of(item))
     if len(different) < FEWEST_CHATS:
+        return 0.0
+    return share_of_chats(num_chats)
+
+
+def share_of_chats(num_chats: int) -> float:
+    """The share of so many different chats to hold out where none is given."""
+    if num_chats < FEWEST_CHATS:
         return 0.0
     return min(_SHARE_OF_CHATS, float(f"{_MOST_CHATS / num_chats:.4g}"))
 

@@ -37,6 +37,11 @@ class HeldOutLoss:
     def perplexity(self) -> float:
         return math.exp(min(self.loss, 700.0))  # above, a float overflows
 
+    @property
+    def bits(self) -> float:
+        """Of all targets together."""
+        return sum(self.nll) / math.log(2)
+
     def by_source(self, labels: Sequence[Label]) -> dict[str, HeldOutLoss]:
         """That of each source; empty where there are not several."""
         return self._by([label.source for label in labels])

@@ -30,6 +30,7 @@ from mule.generate._llamacpp_model import Model
 from mule.generate._llamacpp_rows import Answering, Rows
 from mule.generate._quantize_rows import quantize_parts, quantize_values
 from mule.generate.llamacpp_wire import event_fields, request_of
+from mule.generate.sampler import log_total
 
 
 class Worker:
@@ -103,6 +104,17 @@ class Worker:
     def do_logits(self, _: bytes, ids: list[int]):
         self.own_rows.forget()
         return {}, [part.tobytes() for part in self.loaded.feed(ids)]
+
+    def do_log_probabilities(self, _: bytes, ids: list[int], start: int):
+        self.own_rows.forget()
+        found: list[float] = []
+        place = 0
+        for part in self.loaded.feed(ids[:-1]):
+            for row in part:
+                place += 1  # of the id that the row predicts
+                if place >= start:
+                    found.append(float(row[ids[place]]) - log_total(row))
+        return {"log_probabilities": found}, []
 
     def do_adapter(self, _: bytes, path: str, scale: float):
         self.own_rows.forget()

@@ -143,6 +143,12 @@ class LlamaCpp(Runtime):
         _, data = self.request("logits", ids=list(ids))
         return np.frombuffer(data, np.float32).reshape(len(ids), self.num_tokens)
 
+    def log_probabilities(self, ids: Sequence[int], start: int = 1) -> list[float]:
+        """The natural logarithm of the probability of each of ids[start:] behind those before it."""
+        self._require_room(ids)
+        answer, _ = self.request("log_probabilities", ids=list(ids), start=max(1, start))
+        return answer["log_probabilities"]
+
     def use_adapter(self, gguf_path: Path | str, scale: float = 1.0) -> None:
         """Compute from now on with a GGUF adapter on the file, `scale` times; only with this one."""
         read_header(gguf_path)

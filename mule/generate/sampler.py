@@ -181,6 +181,12 @@ class RowSampler:
         return int(kept[_at_share(weights[kept], number)])
 
 
+def log_total(raw: Row) -> float:
+    """The logarithm of the sum of exp(logits): less it, a logit is a log-probability."""
+    best = raw.max()
+    return float(best) + float(np.log(np.exp(raw - best).sum(dtype=np.float64)))
+
+
 def check_best(logit: float) -> None:
     """Raise ModelError unless the largest logit of a row (NaN if any is) is a number."""
     if isfinite(logit):
@@ -242,8 +248,7 @@ def _running_sum(weights: Row) -> npt.NDArray[np.float64]:
 
 def _measured(raw: Row, token: int, num_top: int) -> Drawn:
     """The token with the model's log-probabilities: its own and the `num_top` best."""
-    best = raw.max()
-    total = float(best) + float(np.log(np.exp(raw - best).sum(dtype=np.float64)))
+    total = log_total(raw)
     places = np.sort(best_places(raw, num_top)) if num_top else np.empty(0, np.int64)
     places = places[np.argsort(-raw[places], kind="stable")]
     top = tuple((int(place), float(raw[place]) - total) for place in places)

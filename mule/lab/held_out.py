@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,14 +40,13 @@ def measure(
     valid = ValidSet(shards, rows_at_once)
     with progress.task("Evaluating", total=shards.num_rows, unit="rows") as bar:
         found = held_out_loss(model, counted(valid, bar), len(valid.labels))
-    bits = found.loss * found.num_targets / math.log(2)
     words = num_words(files, settings.read) if shards.kind == "text" else None
     by_source = found.by_source(valid.labels)
     return {
         "loss": found.loss,
         "perplexity": found.perplexity,
-        "bits_per_byte": bits / max(1, num_bytes(shards, valid, tokenizer)),
-        "bits_per_word": bits / max(1, words) if words is not None else None,
+        "bits_per_byte": found.bits / max(1, num_bytes(shards, valid, tokenizer)),
+        "bits_per_word": found.bits / max(1, words) if words is not None else None,
         "num_tokens": found.num_targets,
         "num_words": words,
         "by_source": {name: part.loss for name, part in by_source.items()},

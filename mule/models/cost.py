@@ -104,7 +104,7 @@ def train_flops_per_token(c: ModelConfig, seq_length: int) -> float:
     attention's 2 * seq_length * num_heads * head_dim (half of the full square), less where a layer
     sees a window; a state-space layer's products. Source: PaLM, appendix B, with the causal half.
     """
-    mixing = sum(_mixing_flops(c, layer, seq_length) for layer in range(c.num_layers))
+    mixing = sum(mixing_flops(c, layer, seq_length) for layer in range(c.num_layers))
     return 6 * matmul_params(c) + 3 * mixing
 
 
@@ -119,7 +119,7 @@ def lora_flops_per_token(
     first = 0 if num_adapted_layers is None else c.num_layers - num_adapted_layers
     flops = 4.0 * c.vocab_size * c.hidden_size
     for layer in range(c.num_layers):
-        forward = 2 * layer_matmul_params(c, layer), _mixing_flops(c, layer, seq_length)
+        forward = 2 * layer_matmul_params(c, layer), mixing_flops(c, layer, seq_length)
         flops += sum(forward) if layer < first else 2 * forward[0] + 3 * forward[1]
     return flops
 
@@ -132,8 +132,8 @@ def recipe_flops_per_token(c: ModelConfig, adapter: AdapterSection, seq_length: 
     return lora_flops_per_token(c, seq_length, adapted)
 
 
-def _mixing_flops(c: ModelConfig, layer: int, seq_length: int) -> float:
-    """Of one layer's causal attention or state-space recurrence, forward, per token."""
+def mixing_flops(c: ModelConfig, layer: int, seq_length: int) -> float:
+    """FLOPs of one layer's causal attention or state-space recurrence, forward, per token."""
     if c.mamba is not None and c.has_mamba(layer):
         return _recurrence_flops(c.mamba, seq_length)
     keys = seq_length / 2

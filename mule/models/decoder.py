@@ -18,7 +18,13 @@ from mule.models.balance import Balance
 from mule.models.block import Block, new_block, new_norm
 from mule.models.cache import Cache, KVCache, SlotRows
 from mule.models.config import ModelConfig, Routing
-from mule.models.loss import Kernel, nll_sum, softmax_nll_, softmax_nll_by_rows_
+from mule.models.loss import (
+    Kernel,
+    nll_of_targets,
+    nll_sum,
+    softmax_nll_,
+    softmax_nll_by_rows_,
+)
 from mule.models.mamba import first_values
 from mule.models.mamba1 import Mamba1
 from mule.models.moe import MoE, RoutingPass
@@ -169,6 +175,11 @@ class Decoder(nn.Module):
             targets = batch.targets.where(labels == label, IGNORE)
             sums[label] = nll_sum(hidden, weight, targets, self._kernel(softmax_nll_by_rows_))
         return sums
+
+    def nll_of_targets(self, batch: Batch) -> torch.Tensor:
+        """-log p of each target, fp32 (N,), in the order of the rows; for evaluation."""
+        cap = self.config.logit_softcap
+        return nll_of_targets(self._hidden(batch), self.lm_head.weight, batch.targets, cap)
 
     def _hidden(self, batch: Batch, routing: RoutingPass | None = None) -> torch.Tensor:
         """The last hidden states (B, T, E)."""

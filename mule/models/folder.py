@@ -15,13 +15,8 @@ from mule.errors import ModelError
 from mule.models.config import ModelConfig
 from mule.models.decoder import Decoder, empty_decoder
 from mule.models.families import family
-from mule.models.loadable import (
-    WEIGHTS,
-    check_config,
-    holdings_of,
-    quantization,
-    without_weights,
-)
+from mule.models.loadable import WEIGHTS, holdings_of, without_weights
+from mule.models.loadable import read_config as read_config
 from mule.models.pickled import PICKLE_SUFFIXES, convert_command
 from mule.models.stored import Names
 from mule.models.tensor_file import open_tensors
@@ -29,22 +24,6 @@ from mule.models.tensor_file import open_tensors
 MAX_SHARD_BYTES = 4 * 2**30
 _MAX_NAME = 255  # of a file, on common systems
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
-
-def read_config(folder: Path | str) -> ModelConfig:
-    """The model's shape from config.json; ModelError when it is missing or asks for the unknown."""
-    file = Path(folder) / "config.json"
-    if not file.is_file():
-        raise ModelError(
-            f"{folder}: not a model folder (no config.json)",
-            "give a folder with config.json, tokenizer.json and model.safetensors",
-        )
-    raw = fsio.read_json(file)
-    if not isinstance(raw, dict) or "model_type" not in raw:
-        raise ModelError(f"{file}: no model_type", "download the model again")
-    if quantization(raw):
-        check_config(holdings_of(folder), raw)
-    return family(raw["model_type"]).from_hf(raw)
 
 
 def weight_files(folder: Path | str) -> list[Path]:

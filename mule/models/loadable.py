@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mule import fsio
 from mule.errors import ModelError
+from mule.models.config import ModelConfig
 from mule.models.families import family
 from mule.models.pickled import PICKLE_SUFFIXES, convert_command
 
@@ -50,6 +52,22 @@ class Holdings:
             return f"use the model it was made from: {' or '.join(self.bases)}"
         told = f"; {self.page} should name it" if self.page else "; its README should name it"
         return f"use the unquantised model it was made from{told}"
+
+
+def read_config(folder: Path | str) -> ModelConfig:
+    """The model's shape from config.json; ModelError when it is missing or asks for the unknown."""
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise ModelError(
+            f"{folder}: not a model folder (no config.json)",
+            "give a folder with config.json, tokenizer.json and model.safetensors",
+        )
+    raw = fsio.read_json(file)
+    if not isinstance(raw, dict) or "model_type" not in raw:
+        raise ModelError(f"{file}: no model_type", "download the model again")
+    if quantization(raw):
+        check_config(holdings_of(folder), raw)
+    return family(raw["model_type"]).from_hf(raw)
 
 
 def check_loadable(holdings: Holdings, raw: Mapping[str, Any] | None) -> None:

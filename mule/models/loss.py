@@ -122,6 +122,26 @@ def nll_sum(
     return total
 
 
+def nll_of_targets(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None
+) -> torch.Tensor:
+    """-log p of each target that is not IGNORE, fp32 (N,), in the order of the rows; for evaluation.
+
+    hidden (B, T, E), weight (V, E), targets (B, T). Only the rows of those targets are computed.
+    """
+    chosen = targets != IGNORE
+    goals, num_rows = targets[chosen], max(1, _CACHED_LOGITS // len(weight))
+    found = [hidden.new_zeros(0, dtype=torch.float32)]
+    for part, ids in zip(hidden[chosen].split(CHUNK_TOKENS), goals.split(CHUNK_TOKENS)):
+        logits = part @ weight.T
+        for few, aims in zip(logits.split(num_rows), ids.split(num_rows)):
+            scores = few.float()
+            if softcap is not None:
+                scores = (scores / softcap).tanh() * softcap
+            found.append(F.cross_entropy(scores, aims, reduction="none"))
+    return torch.cat(found)
+
+
 def _chunks(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:

@@ -78,6 +78,15 @@ def state_bytes(config: ModelConfig, recipe: Recipe, *, accumulates: bool) -> di
     }
 
 
+def trained_elements(config: ModelConfig, recipe: Recipe) -> dict[str, int]:
+    """Elements of the trained matrices, whose weights decay, and of all else that is trained."""
+    found = {"matrices": 0, "others": 0}
+    for tensors in _trained(config, recipe):
+        decays = tensors.is_block_matrix or tensors.is_head
+        found["matrices" if decays else "others"] += tensors.count * tensors.elements
+    return found
+
+
 def adapter_bytes(config: ModelConfig, recipe: Recipe) -> int:
     """Bytes of the tensors of the saved adapter, in fp32; PiSSA's is saved with twice the rank."""
     lora = recipe.adapter.lora

@@ -24,7 +24,7 @@ from mule.plan.trunk import choose_trunk_cache, kept_bytes
 _CPU_MICRO_TOKENS = 8192  # enough rows for full-speed matmuls; not tuned yet
 _GPU_MICRO_TOKENS = 65536  # a guess: no GPU has been measured
 _MIN_SHARE_OF_TOKENS = 8  # timing begins at an eighth of these
-_COMPILE_SECONDS = 30.0  # first step of a compiled run with a cold cache, two cores (docs/log.md)
+COMPILE_SECONDS = 30.0  # first step of a compiled run with a cold cache, two cores (docs/log.md)
 _COMPILE_GAIN = 0.35  # share of the eager time that compiling saves (docs/log.md)
 _ADAPTER_GAIN = 0.1  # of an adapter's: most of it is products with frozen weights (docs/log.md)
 _EAGER_SHARE_OF_PEAK = 0.25  # cautious: a wrong "yes" costs more than a wrong "no"
@@ -269,7 +269,7 @@ def _micro_batch(
     timing = Timing(
         run_rows=train["steps"] * share,
         run_s=eager_seconds,
-        compile_s=_COMPILE_SECONDS if train["compile"] else 0.0,
+        compile_s=COMPILE_SECONDS if train["compile"] else 0.0,
     )
     return candidates(share, usual // _MIN_SHARE_OF_TOKENS, fitting, timing)
 
@@ -287,11 +287,11 @@ def _compile(train: Filler, facts: Facts, eager_seconds: float, gain: float) -> 
     if train["device"] != "mps" and not facts.cpp_compiler:  # Triton builds its launchers with it
         train.set("compile", False, "no C++ compiler found")
         return
-    pays = eager_seconds * gain > _COMPILE_SECONDS
+    pays = eager_seconds * gain > COMPILE_SECONDS
     word = "more" if pays else "less"
     train.set(
         "compile",
         pays,
         f"about {eager_seconds:,.0f} s without it, of which it saves {gain:.0%}: "
-        f"{word} than the {_COMPILE_SECONDS:.0f} s it takes",
+        f"{word} than the {COMPILE_SECONDS:.0f} s it takes",
     )

@@ -37,6 +37,7 @@ from mule.train.chat_base import introduce
 from mule.train.compiler import set_up_compiler
 from mule.train.distributed import ALONE, Group, stable_number
 from mule.train.float8 import use_float8
+from mule.train.goal import check_goal_has_rows
 from mule.train.model import make_model
 from mule.train.optim import Optimizer
 from mule.train.precision import DTYPES, check_fits_fp16, set_up_torch
@@ -86,6 +87,7 @@ def assemble(recipe: Recipe, run: Run, group: Group = ALONE) -> Parts:
     config = read_config(base_dir) if base_dir else new_model_config(recipe, tokenizer.vocab_size)
     _check_fit(recipe, config, tokenizer)
     check_patience_has_rows(recipe, validates=valid_shards is not None)
+    check_goal_has_rows(recipe, validates=valid_shards is not None)
     if base_dir and train_shards.kind == "chat":
         introduce(recipe, base_dir, tokenizer, train_shards.parts[0].tokens)
     facts = Facts(

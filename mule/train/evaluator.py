@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from mule import progress
 from mule.data.loader import Labelled, ValidSet
+from mule.data.passages import copied_stretches
 from mule.errors import ModelError
 from mule.evaluate.loss import HeldOutLoss, counted, held_out_loss
 from mule.generate.engine import greedy_answers
@@ -89,8 +91,9 @@ class Evaluator:
         prompts = self._parts.recipe.evaluate.prompts
         if not prompts or not (self._group.is_first or self._parts.is_sharded):
             return
-        answers = dict(zip(prompts, self._answers(prompts)))
-        self._run.log_samples(done, answers)
+        texts, about = self._answers(prompts)
+        answers = dict(zip(prompts, texts))
+        self._run.log_samples(done, answers, **about)
         for prompt, answer in answers.items():
             progress.note(f"step {done}: {prompt} -> {in_short(answer)}")
 
@@ -130,7 +133,8 @@ class Evaluator:
         nll, counts = total.tolist()
         return HeldOutLoss(nll, [round(count) for count in counts])
 
-    def _answers(self, prompts: list[str]) -> list[str]:
+    def _answers(self, prompts: list[str]) -> tuple[list[str], dict[str, Any]]:
+        """The texts, and of each prompt's answer what its text does not show."""
         parts, tokenizer = self._parts, self._parts.tokenizer
         chat = parts.train.shards.kind == "chat"
         ids = [
@@ -140,19 +144,26 @@ class Evaluator:
             for text in prompts
         ]
         room = parts.config.max_position_embeddings - max(len(i) for i in ids)
+        most = min(_SAMPLE_TOKENS, room)
         try:
             answers = greedy_answers(
                 parts.model.eval(),
                 ids,
-                max_tokens=min(_SAMPLE_TOKENS, room),
+                max_tokens=most,
                 stop_ids=tokenizer.stop_ids,
                 vocab_size=tokenizer.vocab_size,
             )
         except ModelError as error:  # shown in the samples; no reason to lose a run
-            return [f"({error.message})"] * len(prompts)
+            return [f"({error.message})"] * len(prompts), {}
         finally:
             parts.model.train()
-        return [tokenizer.decode(answer, skip_special=True) for answer in answers]
+        copied = copied_stretches(parts.train.shards, [np.array(answer) for answer in answers])
+        about = {
+            "tokens": dict(zip(prompts, map(len, answers))),
+            "stopped": {text: len(answer) < most for text, answer in zip(prompts, answers)},
+            "copied": dict(zip(prompts, copied)),
+        }
+        return [tokenizer.decode(answer, skip_special=True) for answer in answers], about
 
 
 class _Stopped(Exception):

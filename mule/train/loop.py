@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -12,23 +11,27 @@ import numpy as np
 import torch
 
 from mule import progress
+from mule.adapters.effect import AdapterEffect
 from mule.adapters.trunk import remove_kept_rows
 from mule.batch import Batch
 from mule.errors import Interrupted
 from mule.models import cost
 from mule.plan.killed import killed_in_words
 from mule.plan.memory import adapter_bytes
+from mule.plan.schedule import learning_rate
 from mule.run import Run
 from mule.train.assemble import Parts
 from mule.train.ema import save_ema
 from mule.train.evaluator import Evaluator
+from mule.train.goal import goal_fields
 from mule.train.guard import Guard
 from mule.train.keeper import Keeper
-from mule.train.meter import Meter, memory_of_all, peak_memory_bytes
+from mule.train.meter import Clock, Meter, memory_now_bytes, memory_of_all, peak_memory_bytes
 from mule.train.out_of_memory import explained, free_memory, is_out_of_memory
-from mule.train.schedule import learning_rate
+from mule.train.rehearsal import rehearse
 from mule.train.signals import StopRequest, stop_on_signal
 from mule.train.step import Overflow, RefusedStep, StepResult, train_step
+from mule.train.watch import Watch
 
 _AVERAGE = "ema"  # the model folder of the averaged weights, in the run's
 _ROUTING_EVERY_STEPS = 20  # at least
@@ -50,6 +53,7 @@ def fit(run: Run, parts: Parts) -> dict[str, Any]:
     with stopping as stop, memory, _progress(parts, start) as bar:
         done = start
         if start == 0:
+            rehearse(run, parts, trainer)
             trainer.evaluator.answer(0)
         for step in range(start, num_steps):
             result = trainer.update(step, stop)
@@ -91,7 +95,9 @@ class _Trainer:
             recipe.optim, int(recipe.optim.warmup_steps or 0), parts.resolved.num_steps
         )
         self.guard, self.keeper = Guard(recipe.optim.max_spike), Keeper(run, parts)
-        self.evaluator = Evaluator(run, parts)
+        self.evaluator, self.effect = Evaluator(run, parts), AdapterEffect(parts.model)
+        self.watch = Watch(run, recipe, writes=self.group.is_first)
+        self.goal: dict[str, Any] = {}  # what the last evaluation said of it
         self.rows_at_once = int(recipe.train.micro_batch_rows)  # fewer where memory ran out
 
     def resume(self) -> int:
@@ -131,7 +137,7 @@ class _Trainer:
 
     def update(self, step: int, stop: StopRequest) -> StepResult | None:
         """One update; None when it was refused: loss or gradient not finite, or a spike."""
-        started_at = time.perf_counter()
+        began = Clock.read()
         try:
             result = self._train_step(step, stop)
         except Overflow as error:  # expected in fp16 now and then
@@ -146,7 +152,7 @@ class _Trainer:
         self.guard.applied(result.loss, result.grad_norm)
         self.evaluator.history.trained(result.loss)
         tokens = self.parts.train.rows_per_update * self.parts.train.shards.row_length
-        self.meter.add(time.perf_counter() - started_at, tokens)
+        self.meter.add(began, tokens)
         return result
 
     def _train_step(self, step: int, stop: StopRequest) -> StepResult:
@@ -174,16 +180,16 @@ class _Trainer:
                     refuse=refuse,
                 )
             except (RuntimeError, MemoryError) as error:
-                if is_decided or not self._may_halve(error):
+                if is_decided or not self.may_halve(error):
                     raise
-            self._halve(step)  # when the exception is gone, and with it the tensors it held
+            self.halve(step)  # when the exception is gone, and with it the tensors it held
 
-    def _may_halve(self, error: Exception) -> bool:
+    def may_halve(self, error: Exception) -> bool:
         """Whether the update fits perhaps with fewer rows at once; shards must all be cut alike."""
         whole = not self.parts.is_sharded
         return is_out_of_memory(error) and self.rows_at_once > 1 and whole
 
-    def _halve(self, step: int) -> None:
+    def halve(self, step: int) -> None:
         """Clear what the failed attempt left, and take half the rows at once from now on."""
         self.parts.optimizer.zero_grad()
         free_memory()
@@ -211,6 +217,7 @@ class _Trainer:
             "grad_norm": result.grad_norm,
             "num_targets": result.num_targets,
             "memory_bytes": peak_memory_bytes(),
+            "memory_now_bytes": memory_now_bytes(),
             **self.meter.rates(),
         }
         if scaler := self.parts.scaler:
@@ -218,13 +225,18 @@ class _Trainer:
         evaluated = done % int(self.parts.recipe.evaluate.every_steps) == 0
         evaluated = evaluated or done == self.parts.resolved.num_steps
         if evaluated:
-            row |= {**self.evaluator.losses, "devices": self._devices()}
+            row |= {**self.evaluator.losses, "devices": self._devices(), **self._effect()}
+            if self.group.is_first:
+                self.goal = goal_fields(self.parts.recipe, self.run, row)
+            row |= self.goal
         balance = self.parts.model.balance
         if balance is not None and (evaluated or done % _ROUTING_EVERY_STEPS == 0):
             self.run.log_metrics(row | {"moe": balance.report(self.group.sum_)})
         else:
             self.run.log_metrics(row)
-        bar.advance(1, **(row | self.evaluator.losses))
+        if evaluated:
+            self.watch.look(done, is_last=done == self.parts.resolved.num_steps)
+        bar.advance(1, **(row | self.evaluator.losses | self.watch.line | self.goal))
 
     def is_to_be_saved(self, done: int) -> bool:
         """Whether the schedule wants a checkpoint, or the best weights so far are to be kept.
@@ -326,6 +338,11 @@ class _Trainer:
         if self.parts.recipe.adapter.kind == "none":
             return {}
         return {"adapter_bytes": adapter_bytes(self.parts.config, self.parts.recipe)}
+
+    def _effect(self) -> dict[str, float]:
+        """How far the adapter has changed its base, where this process holds all of both."""
+        change = None if self.parts.is_sharded else self.effect.change()
+        return {} if change is None else {"adapter_change": change}
 
     def _devices(self) -> list[dict[str, Any]]:
         """What each process used of its device."""

@@ -4,14 +4,38 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
 from collections import deque
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from mule.train.distributed import Group
 
 _WINDOW_STEPS = 20  # rates are means over this many updates
+_THREADS = Path("/proc/self/task")  # of Linux, each with a file schedstat
+
+
+class Clock(NamedTuple):
+    """A moment: seconds, and how long each thread has waited for a core until then.
+
+    The latter is empty where the system does not tell.
+    """
+
+    now_s: float
+    waited_s: dict[str, float]
+
+    @classmethod
+    def read(cls) -> Clock:
+        """This moment."""
+        return cls(time.perf_counter(), _waited_s())
+
+    def since(self, before: Clock) -> tuple[float, float]:
+        """(seconds between the two, those of them that a thread waited for a core: the longest)."""
+        waits = (s - before.waited_s.get(name, s) for name, s in self.waited_s.items())
+        passed_s = self.now_s - before.now_s
+        return passed_s, min(max(waits, default=0.0), passed_s)
 
 
 class Meter:
@@ -19,26 +43,32 @@ class Meter:
 
     def __init__(self, flops_per_token: float, peak_flops: float) -> None:
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
-        self._window: deque[tuple[float, int]] = deque(maxlen=_WINDOW_STEPS)
+        self._window: deque[tuple[float, int, float]] = deque(maxlen=_WINDOW_STEPS)
         self.num_tokens = 0
         self.train_s = 0.0
         self._first_s = 0.0  # the first update compiles and touches fresh memory
         self._first_tokens = 0
+        self._first_wait_s = 0.0
 
-    def add(self, duration_s: float, num_tokens: int) -> None:
-        """Count one update."""
+    def add(self, began: Clock, num_tokens: int) -> None:
+        """Count one update, which ends now."""
+        duration_s, wait_s = Clock.read().since(began)
         if not self.num_tokens:
-            self._first_s, self._first_tokens = duration_s, num_tokens
+            self._first_s, self._first_tokens, self._first_wait_s = duration_s, num_tokens, wait_s
         else:
-            self._window.append((duration_s, num_tokens))
+            self._window.append((duration_s, num_tokens, wait_s))
         self.num_tokens += num_tokens
         self.train_s += duration_s
 
     def rates(self) -> dict[str, float]:
-        """tokens_per_second, steps_per_second and share_of_peak over the window."""
-        window = self._window or [(self._first_s, self._first_tokens)]
-        seconds = sum(s for s, _ in window)
-        return self._rates(sum(n for _, n in window), len(window), seconds)
+        """tokens_per_second, steps_per_second and share_of_peak over the window.
+
+        With them core_wait_share: the share of the time that was lost because others had the cores.
+        """
+        window = self._window or [(self._first_s, self._first_tokens, self._first_wait_s)]
+        seconds = sum(s for s, _, _ in window)
+        rates = self._rates(sum(n for _, n, _ in window), len(window), seconds)
+        return rates | {"core_wait_share": sum(w for _, _, w in window) / max(seconds, 1e-9)}
 
     def overall(self) -> dict[str, float]:
         """The same over the whole attempt, without its first update."""
@@ -61,6 +91,17 @@ def peak_memory_bytes() -> int:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     return _peak_resident_bytes()
+
+
+def memory_now_bytes() -> int | None:
+    """Resident memory of this process, or what tensors hold of the GPU where there is one; None
+    where the system tells peaks only."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.memory_allocated()
+    file = Path("/proc/self/statm")
+    if not file.exists():
+        return None
+    return int(file.read_text().split()[1]) * resource.getpagesize()
 
 
 def device_memory(device: torch.device) -> dict[str, int]:
@@ -101,3 +142,17 @@ def memory_of_all(
 def _peak_resident_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _waited_s() -> dict[str, float]:
+    """How long each thread of this process has waited for a core; what ended meanwhile is left out.
+
+    The second number of schedstat, in ns: Documentation/scheduler/sched-stats.rst of Linux.
+    """
+    found = {}
+    for thread in _THREADS.glob("*/schedstat"):
+        try:
+            found[thread.parent.name] = int(thread.read_text().split()[1]) * 1e-9
+        except (OSError, IndexError):
+            continue
+    return found

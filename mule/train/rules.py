@@ -100,12 +100,19 @@ def _adamw(
     weight.copy_(master)
 
 
-def _adamw_by_blocks(*flats_and_scalars: torch.Tensor) -> None:
+def _adamw_by_blocks(
+    weight: torch.Tensor,
+    master: torch.Tensor,
+    exp_avg: torch.Tensor,
+    exp_avg_sq: torch.Tensor,
+    grad: torch.Tensor,
+    scalars: torch.Tensor,
+) -> None:
     """`_adamw`, to the same bits; what is made on the way stays in a processor's cache."""
-    *flats, scalars = flats_and_scalars
-    size = _CACHED_ELEMENTS if scalars.device.type == "cpu" else len(flats[0])
-    for block in zip(*(flat.split(size) for flat in flats), strict=True):
-        _adamw(*block, scalars)
+    size = _CACHED_ELEMENTS if weight.device.type == "cpu" else max(1, len(weight))
+    flats = (weight, master, exp_avg, exp_avg_sq, grad)
+    for w, m, first, second, g in zip(*(flat.split(size) for flat in flats), strict=True):
+        _adamw(w, m, first, second, g, scalars)
 
 
 @cache

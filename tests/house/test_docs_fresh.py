@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mule.commands import docs, docs_serve, docs_verify
+from mule.commands import docs, docs_accuracy, docs_doctor, docs_serve, docs_verify
 from mule.config.docs import DOCS, MARKDOWN, SCHEMA, config_markdown, json_schema
 from mule.errors import UserError
 
@@ -29,6 +29,8 @@ PAGES = (
     *(docs.SIZES_PAGE, docs.PERFORMANCE_PAGE, docs.DATA_PAGE, docs.CHOOSE_PAGE),
     docs_serve.PAGE,
     docs_verify.PAGE,
+    docs_doctor.PAGE,
+    docs_accuracy.PAGE,
 )
 
 

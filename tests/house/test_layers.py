@@ -40,7 +40,8 @@ RANK = {part: rank for rank, part in enumerate(FOUNDATION)} | {
 }
 
 LIGHT = (
-    *("mule.run", "mule.machine", "mule.calibration", "mule.config", "mule.plan", "mule.doctor", "mule.compare"),
+    *("mule.run", "mule.machine", "mule.calibration", "mule.config"),
+    *("mule.plan", "mule.doctor", "mule.compare"),
     *("mule.commands", "mule.cli", "mule.models.config", "mule.models.cost", "mule.models.solve"),
 )
 HEAVY = ("torch", "transformers", "peft", "numpy", "pyarrow", "gguf", "xllamacpp")

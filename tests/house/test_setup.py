@@ -14,7 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-TARGETS = ["help", "setup", "demo", "test", "test-all", "check", "bench", "docs", "clean"]
+TARGETS = ["help", "setup", "demo", "test", "test-all", "check", "bench", "bench-plan"]
+TARGETS += ["docs", "clean"]
 SYSTEM = "/usr/bin:/bin"
 
 

@@ -102,19 +102,23 @@ def _watch(rank: int, fault: dict[str, Any]) -> None:
     from mule.data.loader import Loader
     from mule.train import loop
 
-    of_step, batch, step_once = Loader.rows_for_step, Loader.batch, loop.train_step
+    of_update, batch, step_once = loop._Trainer._micro_batches, Loader.batch, loop.train_step
     write_once = HuggingFaceStorageWriter.write_data
     file = Path(f"rows-{rank}.jsonl")
     file.unlink(missing_ok=True)
-    now = {"step": -1}
+    now = {"step": -1, "cuts": False}  # facts and rehearsals ask for rows too, before the updates
 
-    def rows_for_step(self: Loader, step: int) -> Any:
-        now["step"] = step
-        return of_step(self, step)
+    def micro_batches(self: Any, step: int) -> Any:
+        now.update(step=step, cuts=True)
+        try:
+            return of_update(self, step)
+        finally:
+            now["cuts"] = False
 
     def noted_batch(self: Loader, rows: Any) -> Any:
-        with file.open("a") as opened:
-            print(json.dumps({"step": now["step"], "rows": rows.tolist()}), file=opened)
+        if now["cuts"]:
+            with file.open("a") as opened:
+                print(json.dumps({"step": now["step"], "rows": rows.tolist()}), file=opened)
         return batch(self, rows)
 
     def train_step(model: Any, optimizer: Any, *given: Any, **named: Any) -> Any:
@@ -138,7 +142,7 @@ def _watch(rank: int, fault: dict[str, Any]) -> None:
             os.kill(os.getpid(), 9)  # its own part is there, the others' perhaps not
         return written
 
-    Loader.rows_for_step, Loader.batch = rows_for_step, noted_batch
+    loop._Trainer._micro_batches, Loader.batch = micro_batches, noted_batch
     loop.train_step = train_step
     HuggingFaceStorageWriter.write_data = write_data
 

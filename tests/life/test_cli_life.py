@@ -31,6 +31,10 @@ STEPS = {
     "verify": "verify exports/lora --json",
     "verify one": "verify exports/lora/lora-F16.gguf --json",
     "eval": "eval sft --json",
+    "eval lora": "eval lora --json",
+    "eval alone": "eval lora --no-base --max-rows 2 --json",
+    "eval all": "eval lora exports/lora/merged exports/lora/lora-Q8_0.gguf --task held-out "
+    "--task again.yaml --max-items 5 --out eval.json --json",
     "runs show": "runs show lora --json",
     "chat run": "chat lora --prompt hello --max-tokens 7 --json",
     "chat folder": "chat exports/lora/merged --prompt hello --max-tokens 7 --json",
@@ -54,6 +58,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_data(folder)
     (folder / "pretrain.yaml").write_text(PRETRAIN)
     (folder / "sft.yaml").write_text(CHAT_RECIPE.replace("BASE", "runs/pretrain"))
+    (folder / "again.yaml").write_text("score: exact\ndata: chats.jsonl\nmax_tokens: 9\n")
     (folder / "lora.yaml").write_text(CHAT_RECIPE.replace("BASE", "runs/sft") + LORA)
     return folder
 
@@ -123,6 +128,40 @@ def test_eval_and_runs_show(life: Life) -> None:
     assert shown["lineage"]["base"]["path"] == "runs/sft"
     assert shown["checkpoints"][-1]["step"] == 16
     assert shown["val_loss"] == life["lora"]["val_loss"]
+
+
+def test_eval_of_an_adapter_is_beside_its_base(life: Life) -> None:
+    found = life["eval lora"]
+    assert found["models"] == ["sft", "lora"]
+    before, after = found["held_out"]
+    assert before["loss"] == pytest.approx(life["eval"]["loss"], rel=1e-4)
+    assert after["loss"] == found["loss"] == pytest.approx(life["lora"]["val_loss"], rel=0.05)
+    rows = {(row["task"], row["measure"]): row for row in found["comparison"]}
+    assert set(rows) == {
+        ("held-out", "loss"),
+        ("general", "accuracy"),
+        ("general", "accuracy_norm"),
+    }
+    loss = rows["held-out", "loss"]
+    assert loss["difference"] == pytest.approx(after["loss"] - before["loss"], abs=1e-6)
+    assert loss["low"] <= loss["difference"] <= loss["high"]
+    assert [row["overlapping"] for row in found["overlap"]] == [0]
+    alone = life["eval alone"]
+    assert (alone["models"], alone["rows"], alone["comparison"]) == (["lora"], 2, [])
+    assert alone["tasks"] == [] and alone["next"] == "mule chat lora"
+
+
+def test_adapter_merged_and_quantised_are_one_model(life: Life, home: Path) -> None:
+    found = life["eval all"]
+    assert found["models"] == ["lora", "merged", "lora-Q8_0"]
+    assert {row["verdict"] for row in found["comparison"]} == {"no measurable difference"}
+    losses = [row["loss"] for row in found["held_out"]]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-2)
+    (overlap,) = found["overlap"]  # the task asks what was trained on
+    assert (overlap["items"], overlap["overlapping"]) == (5, 5)
+    assert overlap["without"] == dict.fromkeys(found["models"])
+    items = json.loads((home / "eval.json").read_text())["items"]
+    assert len(items) == 5 and set(items[0]["answers"]) == set(found["models"])
 
 
 def test_chat_answers_from_a_run_a_folder_and_a_gguf(life: Life) -> None:

@@ -16,7 +16,15 @@ from mule.export.gguf import write_gguf
 from tests.parity.golden_models import MODELS, RECORD, tensor_record, types_of, write_golden_model
 
 GOLDEN: dict[str, Any] = fsio.read_json(RECORD)["models"]
-_NUMPY = ("q4_k_m", "q5_k_m", "q8_0", "q6_k", "q4_k_s", "q5_k_s", "mxfp4")  # made without llama.cpp too
+_NUMPY = (
+    "q4_k_m",
+    "q5_k_m",
+    "q8_0",
+    "q6_k",
+    "q4_k_s",
+    "q5_k_s",
+    "mxfp4",
+)  # made without llama.cpp too
 _QUICK = {("qwen2", "q4_k_m"), ("odd rows", "q5_k_m"), ("phi3", "q3_k_m"), ("experts", "mxfp4")}
 _MOST_OTHER_BYTES = 0.002  # of NumPy's blocks: sums in another order
 pytestmark = pytest.mark.skipif(

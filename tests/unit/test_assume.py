@@ -123,22 +123,20 @@ def test_texts_get_the_usual_length(home: Path) -> None:
     assert found["data.max_seq_length"] == (1024, "the usual length for texts")
 
 
-def test_the_last_blocks_of_a_large_model_where_there_is_no_gpu(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    import torch
-
+def test_the_last_blocks_of_a_large_model_where_there_is_no_gpu() -> None:
     large = ModelConfig("qwen2", 151936, 896, 24, 14, 2, 64, 4864)
     small = ModelConfig("qwen2", 512, 64, 24, 4, 2, 16, 96)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    ((key, (value, reason)),) = assume._blocks(large, "auto").items()
+
+    def blocks(config: ModelConfig, *more: str, has_gpu: bool) -> dict[str, tuple[Any, str]]:
+        recipe = assume.begun([*words("base", "data"), "data.max_seq_length=64", *more])
+        return assume.fitting(recipe, config, lambda: None, has_gpu=has_gpu)
+
+    ((key, (value, reason)),) = blocks(large, has_gpu=False).items()
     assert (key, value) == ("adapter.lora.last_layers", 8)
     assert reason.startswith("no GPU: of 24 blocks the last 8 are adapted")
-    assert assume._blocks(small, "auto") == {}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert assume._blocks(large, "auto") == {}
-    assert assume._blocks(large, "cpu") != {}
+    assert blocks(small, has_gpu=False) == {}
+    assert blocks(large, has_gpu=True) == {}
+    assert blocks(large, "train.device=cpu", has_gpu=True) != {}
 
 
 def test_the_recipe_that_is_kept_gives_the_same_again(tmp_path: Path) -> None:

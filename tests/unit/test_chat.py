@@ -252,7 +252,7 @@ def test_models_that_cannot_be_opened_are_refused(folder: Path) -> None:
 
 
 def test_two_of_one_name_are_called_as_typed(folder: Path, tmp_path: Path) -> None:
-    assert chat._names(["a/m.gguf", "b/m.gguf", "c"], ["m", "m", "c"]) == [
+    assert chat.distinct_names(["a/m.gguf", "b/m.gguf", "c"], ["m", "m", "c"]) == [
         "a/m.gguf",
         "b/m.gguf",
         "c",

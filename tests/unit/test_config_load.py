@@ -83,7 +83,7 @@ foo: {a: b}
         "found nothing",
         "recipe.yaml:19: `evaluate` holds keys, such as `every_steps: ...`",
         "recipe.yaml:20: foo: no such key; a recipe has name, extends, model, tokenizer, data, "
-        "train, optim, adapter, checkpoint, evaluate, export",
+        "train, optim, adapter, checkpoint, evaluate, goal, export",
         "command line: train.sed=1: no such key; did you mean `train.seed`?",
         "command line: x: not of the form section.key=value",
         "command line: model=1: a section; set its keys one by one",

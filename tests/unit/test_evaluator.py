@@ -20,16 +20,19 @@ def test_a_model_that_overflows_says_so_and_the_run_goes_on() -> None:
         model=model,
         config=model.config,
         tokenizer=tokenizer,
-        train=SimpleNamespace(shards=SimpleNamespace(kind="text")),
+        train=SimpleNamespace(shards=SimpleNamespace(kind="text", num_tokens=0, parts=[])),
         group=None,
         recipe=SimpleNamespace(
             train=SimpleNamespace(device="cpu"), evaluate=SimpleNamespace(patience=None)
         ),
     )
     evaluator = Evaluator(None, parts)
-    assert len(evaluator._answers(["the cat", "mat"])) == 2
+    answers, about = evaluator._answers(["the cat", "mat"])
+    assert len(answers) == 2 and about["tokens"].keys() == {"the cat", "mat"}
+    assert about["stopped"] == {prompt: count < 64 for prompt, count in about["tokens"].items()}
+    assert about["copied"] == {"the cat": (0, 0), "mat": (0, 0)}
     with torch.no_grad():
         model.model.norm.weight[3] = torch.inf
     wrong = "(the model gave infinity instead of logits)"
-    assert evaluator._answers(["the cat", "mat"]) == [wrong, wrong]
+    assert evaluator._answers(["the cat", "mat"]) == ([wrong, wrong], {})
     assert model.training

@@ -17,7 +17,7 @@ from mule.export.gguf import write_gguf
 from mule.export.imatrix import importance_of, measure
 from mule.export.imatrix_file import ImportanceMatrix, read_imatrix, write_imatrix
 from mule.export.kquants import KQUANTS
-from mule.export.mixtures import TYPES, Mixture
+from mule.export.mixtures import Mixture
 from mule.export.origin import Original
 from mule.export.quantize import Quantizer
 from mule.export.series import check_types

@@ -7,7 +7,7 @@ import torch
 
 from mule.batch import IGNORE
 from mule.models import loss
-from mule.models.loss import softmax_nll_, softmax_nll_by_rows_
+from mule.models.loss import nll_of_targets, softmax_nll_, softmax_nll_by_rows_
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -39,3 +39,22 @@ def test_few_logits_are_taken_at_once() -> None:
     targets, other = torch.arange(7), logits.clone()
     assert torch.equal(softmax_nll_by_rows_(logits, targets), softmax_nll_(other, targets))
     assert torch.equal(logits, other)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_the_loss_of_each_target(monkeypatch: pytest.MonkeyPatch, softcap: float | None) -> None:
+    """Chunks of five targets, their logits in twos."""
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", 5)
+    monkeypatch.setattr(loss, "_CACHED_LOGITS", 2 * 89)
+    generator = torch.Generator().manual_seed(2)
+    hidden, weight = (torch.randn(*n, generator=generator) for n in ((3, 7, 11), (89, 11)))
+    targets = torch.randint(0, 89, (3, 7), generator=generator)
+    targets[0, 2:] = targets[2, 1] = IGNORE
+    found = nll_of_targets(hidden, weight, targets, softcap)
+    logits = hidden @ weight.T
+    if softcap is not None:
+        logits = (logits / softcap).tanh() * softcap
+    places = (targets != IGNORE).nonzero().tolist()
+    expected = [-logits[b, t].log_softmax(-1)[targets[b, t]] for b, t in places]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=1e-6)
+    assert nll_of_targets(hidden, weight, torch.full_like(targets, IGNORE), softcap).shape == (0,)

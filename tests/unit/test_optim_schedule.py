@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mule.config.schema import OptimSection
-from mule.train.schedule import learning_rate
+from mule.plan.schedule import learning_rate
 
 PEAK, FLOOR, WARMUP, STEPS = 0.1, 0.02, 10, 110
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from statistics import fmean, stdev
 
 import pytest
 
 from mule.lab.findings import tell
 from mule.statistics import (
+    bootstrap_interval,
     central_share,
     detectable_difference,
     holm,
@@ -18,6 +20,7 @@ from mule.statistics import (
     paired_difference,
     pooled_sd,
     power,
+    sign_flip_p,
     t_quantile,
     wilson_interval,
 )
@@ -174,3 +177,64 @@ def test_the_interval_of_a_rate_stays_within_what_is_possible() -> None:
     assert wilson_interval(0, 7)[0] == 0.0
     assert wilson_interval(7, 7)[1] == 1.0
     assert wilson_interval(3, 7, 0.99)[0] < wilson_interval(3, 7)[0]
+
+
+def test_resampling_gives_the_interval_of_the_normal_law() -> None:
+    rng = random.Random(6)
+    values = [rng.gauss(0.3, 1) for _ in range(400)]
+    found = bootstrap_interval(values)
+    half = 1.96 * stdev(values) / math.sqrt(400)
+    assert found.mean == pytest.approx(fmean(values))
+    assert (found.low, found.high) == pytest.approx(
+        (found.mean - half, found.mean + half), abs=0.01
+    )
+    assert bootstrap_interval(values) == found  # seeded
+    assert bootstrap_interval(values, seed=1) != found
+    assert bootstrap_interval(values, confidence=0.5).high < found.high
+
+
+def test_weights_make_it_a_mean_over_tokens() -> None:
+    found = bootstrap_interval([6.0, 1.0], [3, 1])
+    assert (found.mean, found.low, found.high, found.n) == (7 / 4, 1.0, 2.0, 2)
+    rng = random.Random(7)
+    counts = [rng.randint(1, 90) for _ in range(300)]
+    sums = [count * rng.gauss(2.0, 0.2) for count in counts]
+    assert bootstrap_interval(sums, counts).mean == pytest.approx(sum(sums) / sum(counts))
+
+
+def test_many_items_are_resampled_in_portions() -> None:
+    found = bootstrap_interval([0.0, 1.0] * 1000)
+    assert (found.low, found.high) == pytest.approx((0.5 - 0.0219, 0.5 + 0.0219), abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("differences", "p"),
+    [
+        ([], 1.0),
+        ([0.0] * 9, 1.0),
+        ([1.0, -1.0] * 5, 1.0),
+        ([1.0] * 5 + [0.0] * 95, 2 / 2**5),  # five of a hundred, all one way: not measurable
+        ([-1.0] * 6, 2 / 2**6),
+        ([1.0] * 9 + [-1.0] * 3, 2 * sum(math.comb(12, k) for k in range(4)) / 2**12),
+    ],
+)
+def test_random_signs_give_the_exact_chance(differences: list[float], p: float) -> None:
+    # Of equal sizes it is the sign test, whose chance is binomial.
+    assert sign_flip_p(differences) == pytest.approx(p)
+
+
+def test_many_signs_are_drawn() -> None:
+    apart = [1.0] * 17 + [-1.0] * 7
+    exact = 2 * sum(math.comb(24, k) for k in range(8)) / 2**24
+    assert sign_flip_p(apart) == pytest.approx(exact, abs=0.01)
+    assert sign_flip_p(apart) == sign_flip_p(apart) != sign_flip_p(apart, seed=1)
+
+
+@pytest.mark.parametrize("share_apart", [0.04, 0.5])
+def test_equal_models_are_told_apart_as_rarely_as_promised(share_apart: float) -> None:
+    # Items on which two equal models differ, by chance one way or the other: few of them, and many.
+    rng, alarms, tries = random.Random(8), 0, 200
+    for _ in range(tries):
+        apart = [rng.choice((-1.0, 1.0)) * (rng.random() < share_apart) for _ in range(100)]
+        alarms += sign_flip_p(apart) < 0.05
+    assert alarms / tries <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / tries)

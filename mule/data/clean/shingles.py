@@ -62,7 +62,7 @@ class Shingler:
         starts = np.repeat(ends - lengths, lengths)
         whole = (place + self.length <= end_of) | (place == starts)
         counts = np.maximum(lengths - self.length + 1, 1)
-        return _mixed(total[whole]), np.concatenate([[0], np.cumsum(counts)])
+        return mixed(total[whole]), np.concatenate([[0], np.cumsum(counts)])
 
     def sets(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The distinct shingles of each text, sorted."""
@@ -85,7 +85,7 @@ class _WordHashes(dict[str, int]):
         return value
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
+def mixed(values: np.ndarray) -> np.ndarray:
     """Every bit of a value spread over all of them. Source: Steele et al. 2014, SplitMix64."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9 & _MASK)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB & _MASK)

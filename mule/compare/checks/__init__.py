@@ -1,0 +1,1 @@
+"""Checks that name settings which look like a mistake."""

@@ -1,0 +1,1 @@
+"""How other tools write their settings: one table for each tool."""
