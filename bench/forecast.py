@@ -24,6 +24,7 @@ from bench.forecast_cases import Case, Try, befores, cases_below, doublings, tri
 from bench.forecast_runs import CACHE, train_all
 from mule import __version__, fsio, machine
 from mule.commands.docs import with_generated
+from mule.commands.docs_accuracy import forecast_markdown
 from mule.config import docs as settings
 from mule.plan import forecast_errors
 from mule.plan.forecast_errors import END, Table
@@ -33,7 +34,6 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "forecast.json"
 PAGE = settings.DOCS / "forecast.md"
 DATA = ROOT.parent / "shared" / "data"
-JUDGED = (0.25, 0.5, 0.75)
 COVERED = 0.8
 
 
@@ -128,68 +128,11 @@ def verdicts(cases: Iterable[Case]) -> dict[str, Any]:
     return counts
 
 
-# ---------------------------------------------------------------- the page
-
-_FIGURES = {
-    "loss": "training loss at the end",
-    "val_loss": "validation loss at the end",
-    "best_val_loss": "lowest validation loss",
-    "doubled": "lowest with twice the updates or data",
-    "before": "validation loss, before the start",
-}
-
-
 def report() -> None:
     """Write the table into the page."""
     text = PAGE.read_text(encoding="utf-8")
-    fsio.write_text(PAGE, with_generated(text, "\n".join(markdown()) + "\n", "accuracy"))
-
-
-def markdown() -> list[str]:
-    """The table, and what it stands on."""
-    if not RESULTS.is_file():
-        return ["Not measured yet: `python -m bench.forecast run`."]
-    found = fsio.read_json(RESULTS)
-    lines = [
-        "| forecast of | at | runs | 80% interval held | band | median error "
-        "| last value | straight line |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for figure, title in _FIGURES.items():
-        rows = [r for r in found["rows"] if r["figure"] == figure and r["kind"] == "all"]
-        wanted = JUDGED if figure in ("loss", "val_loss", "best_val_loss") else (0.0, 0.5, 1.0)
-        for row in rows:
-            if row["share"] in wanted:
-                lines.append(_line(title, row))
-    return [
-        *lines,
-        "",
-        f"{found['num_runs']} finished runs on {found['num_data_sets']} data sets, each tried with the "
-        "errors on the other data sets alone. *Band*: where the share lies in 95% of cases when the "
-        "interval is right. Errors in nats a token; of the forecast before the start, the last two are "
-        "the mean of the comparable runs and the nearest of them in length. "
-        f"{_rises(found['verdicts'])} `{found['command']}`, {found['date']}.",
-    ]
-
-
-def _rises(said: dict[str, int]) -> str:
-    right, total = said["said and came"] + said["neither"], sum(said.values())
-    return (
-        "Whether the validation loss would rise by the end was told right at half of the run in "
-        f"{right} of {total} runs: {said['said and came']} rises foreseen, {said['came unsaid']} not, "
-        f"{said['said, did not come']} false."
-    )
-
-
-def _line(title: str, row: dict[str, Any]) -> str:
-    low, high = row["band"]
-    held = f"{row['covered']:.0%}" + ("" if row["inside_band"] else " (outside)")
-    at = f"{row['share']:.0%}" if row["share"] else "start"
-    return (
-        f"| {title} | {at} | {row['num_runs']} | {held} | {low:.0%} to {high:.0%} "
-        f"| {row['median_error']:.3f} | {row['median_error_last_value']:.3f} "
-        f"| {row['median_error_straight_line']:.3f} |"
-    )
+    table = forecast_markdown(fsio.read_json(RESULTS))
+    fsio.write_text(PAGE, with_generated(text, f"{table}\n", "accuracy"))
 
 
 def main(words: list[str]) -> None:

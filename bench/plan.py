@@ -33,6 +33,7 @@ from plan_fit import fit_memory, fit_time
 from train_timing import split
 
 from mule import calibration, fsio, machine
+from mule.commands.docs_accuracy import plan_markdown
 from mule.config.load import load_recipe
 from mule.errors import UserError
 from mule.plan.estimate import MARGIN
@@ -109,7 +110,7 @@ def report() -> dict[str, Any]:
         "all": _summary(found["cases"]),
     }
     _keep(found)
-    print(markdown(found))
+    print(plan_markdown(_read()))
     return found
 
 
@@ -223,40 +224,6 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         if row["measured"]["peak_bytes"] > (1 + MARGIN) * row["predicted"]["peak_bytes"]
     ]
     return found
-
-
-def markdown(found: dict[str, Any]) -> str:
-    """A row for each run; below, the errors."""
-    lines = [
-        "| run | fits constants | memory, predicted | measured | error | update, predicted | measured "
-        "| error |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in found["cases"]:
-        predicted, measured, error = row["predicted"], row["measured"], row["error"]
-        cells = [row["name"], "yes" if row["fits"] else "no"]
-        cells += [_mib(predicted["peak_bytes"]), _mib(measured["peak_bytes"])]
-        cells.append(f"{error['peak_bytes']:+.0%}")
-        cells.append(f"{predicted['update_s']:.3f} s")
-        has_time = "update_s" in error
-        cells.append(f"{measured['update_s']:.3f} s" if has_time else "-")
-        cells.append(f"{error['update_s']:+.0%}" if has_time else "-")
-        lines.append(f"| {' | '.join(cells)} |")
-    lines.append("")
-    for name, figures in found["summary"].items():
-        told = [
-            f"{what}: median {figures[what]['median_error']:.1%}, "
-            f"p95 {figures[what]['p95_error']:.1%}"
-            for what in ("memory", "time")
-            if what in figures
-        ]
-        missed = len(figures["fits_that_did_not"])
-        lines.append(f"- {name} ({figures['runs']} runs): {'; '.join(told)}; {missed} wrong `fits`")
-    return "\n".join(lines)
-
-
-def _mib(count: float) -> str:
-    return f"{count / 2**20:,.0f} MiB"
 
 
 def _in_order(known: dict[str, Any]) -> list[dict[str, Any]]:

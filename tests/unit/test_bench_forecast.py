@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,8 +74,6 @@ def test_intervals_are_judged_with_the_errors_of_other_data() -> None:
 def test_the_table_says_where_it_comes_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "RESULTS", tmp_path / "none.json")
-    assert bench.markdown() == ["Not measured yet: `python -m bench.forecast run`."]
     row = {
         "figure": "val_loss",
         "share": 0.5,
@@ -94,11 +93,13 @@ def test_the_table_says_where_it_comes_from(
         tmp_path / "found.json", result | {"command": "a command", "date": "2026-01-01"}
     )
     monkeypatch.setattr(bench, "RESULTS", tmp_path / "found.json")
-    lines = bench.markdown()
-    assert lines[2] == (
-        "| validation loss at the end | 50% | 60 | 60% (outside) | 70% to 90% | 0.012 | 0.200 | 0.300 |"
-    )
-    assert "told right at half of the run in 6 of 10 runs" in lines[-1]
+    shutil.copy(bench.PAGE, page := tmp_path / "forecast.md")
+    monkeypatch.setattr(bench, "PAGE", page)
+    bench.report()
+    text = page.read_text()
+    assert "| validation loss at the end | 50% | 60 | 60% (outside) | 70% to 90% |" in text
+    assert "| 70% to 90% | 0.012 | 0.200 | 0.300 |\n" in text
+    assert "told right at half of the run in 6 of 10 runs" in text and "`a command`" in text
 
 
 def test_every_base_is_trained_before_what_begins_with_it() -> None:

@@ -85,7 +85,9 @@ def test_every_figure_of_the_benches_is_there(tmp_path: Path) -> None:
     assert "- small batch: D204" in page
     outside = "| validation loss at the end | 50% | 61 | 62% (outside) | 70% to 90% | 0.021 |"
     assert page.count(outside) == 1 and "| 40% |" not in page
-    assert "told right at half of the run in 57 of 60 runs" in page
+    assert (
+        "told right at half of the run in 57 of 60 runs: 7 rises foreseen, 2 not, 1 false" in page
+    )
 
 
 def test_a_bench_that_was_cut_off_counts_as_not_measured(tmp_path: Path) -> None:
