@@ -13,16 +13,12 @@ from mule.config.adapter import AdapterSection
 from mule.config.schema import Recipe, TrainSection
 from mule.models.config import ModelConfig
 from mule.plan import memory
-from mule.plan.block_memory import block_bytes, linear_layers
+from mule.plan.block_memory import block_bytes
 from mule.plan.fitted import Fitted
 from mule.plan.resolve import Facts
 from mule.plan.trunk import kept_bytes
 
 _UPDATE_BYTES = 16  # of a weight: AdamW's temporaries on a GPU where nothing is fused
-_CHECK_BYTES = 8  # of a weight, while a checkpoint's numbers are looked at: |x|, and what is finite
-_MAPPED_BYTES = (
-    32 << 20
-)  # a tensor from here on is given back when it is freed; the heap keeps others
 _CHUNK_TOKENS = {"cpu": 512, "gpu": 4096}  # of the loss, as mule.models.loss cuts them
 _CACHED_LOGITS = 1 << 21  # numbers that eager softmax on a CPU works on at once; as there
 _SOFTMAX_BYTES = 12  # of a number that softmax works on, beside its logit
@@ -139,14 +135,6 @@ def _passing(
     update = 0 if by_blocks else largest * _UPDATE_BYTES
     experts = memory.state_bytes(config, recipe, accumulates=False)["experts_at_work"]
     table = 0 if head == 0 else config.vocab_size * config.hidden_size * _EMBEDDING_BYTES
-    saving = _CHECK_BYTES * largest / num_shards(recipe, facts)
-    heap = 0.0
-    if train.device == "cpu":  # what training left in the heap is too small, or in pieces
-        saving = saving if 4 * largest >= _MAPPED_BYTES else 0.0
-        widest = tokens * widest_outputs(config) * memory.width(str(train.precision))
-        activations = (spread * kept, spread * whole) if widest < _MAPPED_BYTES else (0.0, 0.0)
-        loss = [size for size in _loss_pieces(config, recipe, facts) if size < _MAPPED_BYTES]
-        heap = max(activations[0] + sum(loss), activations[1])
     return {
         "loss": {"activations": spread * kept, "loss": head + loss_at_work(config, recipe, facts)},
         "backward pass": {"activations": spread * whole + experts, "loss": head},
@@ -156,7 +144,6 @@ def _passing(
             "evaluation": spread * tokens * _forward_bytes(measures)
             + loss_at_work(config, recipe, facts, compiled=False)
         },
-        "saving": {"activations": heap, "saving": saving},
     }
 
 
@@ -175,19 +162,6 @@ def loss_at_work(
     at_once = min(logits, max(_CACHED_LOGITS, config.vocab_size)) if on_cpu else logits
     size = memory.width(str(recipe.train.precision))
     return size * logits + (0 if fused else _SOFTMAX_BYTES * at_once)
-
-
-def _loss_pieces(config: ModelConfig, recipe: Recipe, facts: Facts) -> list[float]:
-    """Bytes of the tensors that the loss makes: the head's gradient, logits, and softmax's three."""
-    at_work = loss_at_work(config, recipe, facts, compiled=False)
-    logits = loss_at_work(config, recipe, facts, compiled=True)
-    return [_head_gradient(config, recipe), logits, *[(at_work - logits) / 3] * 3]
-
-
-def widest_outputs(config: ModelConfig) -> int:
-    """Numbers of a token in the largest tensor that a block makes."""
-    shapes = [s for i in range(config.num_layers) for s in linear_layers(config, i).values()]
-    return max(outputs for _, outputs in shapes)
 
 
 def largest_group(config: ModelConfig, recipe: Recipe) -> int:

@@ -302,7 +302,7 @@ def test_what_does_not_fit_names_what_to_change(
     assert code == 1 and out.startswith("does not fit  ") and "are missing" in out
     assert "no setting of this recipe makes it noticeably smaller" in out
     monkeypatch.setattr(machine, "available_bytes", lambda: 500 * 2**20)
-    large = ("model.num_layers=12", "model.intermediate_size=2048", "train.micro_batch_rows=6")
+    large = ("model.num_layers=60", "model.intermediate_size=2048", "train.micro_batch_rows=6")
     code, out, _ = mule_cli("plan", "pretrain.yaml", *large, "model.hidden_size=512")
     assert "To make it fit, the least harm first" in out
     assert "optim.kind=adamw8bit" in out and "the moments are rounded" in out
