@@ -46,7 +46,10 @@ class Terminal:
 
     def end(self) -> int:
         """The exit code."""
+        deadline = time.monotonic() + _SECONDS
         while True:
+            ready, _, _ = select.select([self._terminal], [], [], deadline - time.monotonic())
+            assert ready, "it did not end"
             try:
                 if not os.read(self._terminal, 4096):
                     break
@@ -90,6 +93,7 @@ def test_a_conversation_in_a_terminal(folder: Path) -> None:
     terminal.until("error: no command /nonsense\nhint: /help lists them")
     terminal.type("/save said.jsonl\n")
     terminal.until(r"saved; said\.jsonl has \d rows? now")
+    terminal.until("> ")  # sent sooner, it is lost when the line editor takes the terminal over
     terminal.type("\x04")  # Ctrl-D
     assert terminal.end() == 0
     rows = [json.loads(line) for line in (folder / "said.jsonl").read_text().splitlines()]
