@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from mule import fsio, machine, progress
-from mule.errors import StorageError, UserError
+from mule.errors import UserError
 
 _RUN = "mule.cli.main", "mule.commands.train", "mule.train.assemble", "mule.train.loop"
+_FILE = "calibration.json"  # of the cache
 _COMPILER = "torch._dynamo", "torch._inductor.compile_fx"
 _CHILD = "import sys; from mule import calibration; calibration.measure(sys.argv[1])"
 _LIMIT_S = 900.0
@@ -56,7 +57,7 @@ class Disk:
 
 def calibration(*, fresh: bool = False) -> Calibration:
     """As kept for this machine and this torch; measured now in a child process when it is not."""
-    known = _read().get(_key())
+    known = machine.read_cached(_FILE).get(_key())
     if known is not None and not fresh:
         return _calibration(known)
     with progress.task("Measuring this machine", total=None):
@@ -67,7 +68,7 @@ def calibration(*, fresh: bool = False) -> Calibration:
             )
         except subprocess.TimeoutExpired:
             raise _failed(f"not done after {_LIMIT_S:.0f} s") from None
-    found = _read().get(_key())
+    found = machine.read_cached(_FILE).get(_key())
     if ran.returncode or found is None:
         raise _failed((ran.stderr.strip().splitlines() or ["nothing was kept"])[-1])
     return _calibration(found)
@@ -75,17 +76,17 @@ def calibration(*, fresh: bool = False) -> Calibration:
 
 def is_known() -> bool:
     """Whether this machine was measured before."""
-    return _key() in _read()
+    return _key() in machine.read_cached(_FILE)
 
 
 def disk(folder: Path) -> Disk:
     """Of the disk that holds `folder`, or will; measured once for each disk."""
     place = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
     key = f"disk {place.stat().st_dev}"
-    known = _read()
+    known = machine.read_cached(_FILE)
     if key not in known:
         known[key] = asdict(_measured_disk(place))
-        _keep(known)
+        machine.write_cached(_FILE, known, "what was measured")
     return Disk(**known[key])
 
 
@@ -99,9 +100,10 @@ def measure(key: str) -> None:
     import_s = time.perf_counter() - began
     compiler_bytes = _resident_after(_COMPILER) - import_bytes
     found = _rates(import_bytes, max(0, compiler_bytes), import_s)
-    known = _read()
+    known = machine.read_cached(_FILE)
     before = known.get(key)
-    _keep(known | {key: asdict(_better(found, _calibration(before)) if before else found)})
+    best = _better(found, _calibration(before)) if before else found
+    machine.write_cached(_FILE, known | {key: asdict(best)}, "what was measured")
 
 
 def _resident_after(modules: tuple[str, ...]) -> int:
@@ -203,24 +205,6 @@ def _measured_disk(place: Path) -> Disk:
 def _key() -> str:
     cores = machine.physical_cores()
     return f"{machine.cpu_model()} | {cores} cores | torch {machine.torch_version()}"
-
-
-def _file() -> Path:
-    return machine.cache_dir() / "calibration.json"
-
-
-def _read() -> dict[str, Any]:
-    try:
-        return fsio.read_json(_file())
-    except StorageError:  # absent or torn: it is only a cache, measure again
-        return {}
-
-
-def _keep(known: dict[str, Any]) -> None:
-    try:
-        fsio.write_json(_file(), known)
-    except StorageError as error:
-        progress.note(f"what was measured is not kept: {error.message}", "warning")
 
 
 def _calibration(raw: dict[str, Any]) -> Calibration:

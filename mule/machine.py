@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 _PEAK_SIZES = (1024, 2048, 4096)
+_PEAKS = "machine.json"  # of the cache
 _PEAK_S = 0.3  # measuring time for each size
 _TOO_SLOW_S = 5.0  # a size expected to take longer for one product is left out
 _READ_BYTES, _READ_WIDTH = 2**30, 4096  # of floats in a row of what is read for the bandwidth
@@ -127,7 +128,7 @@ def matmul_peak(
     key = (
         f"{_named(device)} | {device} | {threads} threads | torch {torch_version()} | {dtype_name}"
     )
-    known = _read_cache()
+    known = read_cached(_PEAKS)
     if key in known and not fresh:
         return known[key]
     import torch
@@ -139,7 +140,7 @@ def matmul_peak(
         peak = _measure_peak(torch.device(device), dtypes[dtype_name])
     finally:
         torch.set_num_threads(before)
-    _write_cache({**known, key: max(peak, known.get(key, 0.0))})
+    write_cached(_PEAKS, {**known, key: max(peak, known.get(key, 0.0))}, "the measured peak")
     return peak
 
 
@@ -236,22 +237,20 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mule"
 
 
-def _cache_file() -> Path:
-    return cache_dir() / "machine.json"
-
-
-def _read_cache() -> dict[str, float]:
+def read_cached(name: str) -> dict[str, Any]:
+    """What `write_cached` kept in that file of the cache; empty where there is none."""
     try:
-        return fsio.read_json(_cache_file())
+        return fsio.read_json(cache_dir() / name)
     except StorageError:  # absent or torn: it is only a cache, measure again
         return {}
 
 
-def _write_cache(peaks: dict[str, float]) -> None:
+def write_cached(name: str, values: dict[str, Any], what: str) -> None:
+    """Keep measurements in a file of the cache; where that fails, say that `what` is not kept."""
     try:
-        fsio.write_json(_cache_file(), peaks)
+        fsio.write_json(cache_dir() / name, values)
     except StorageError as error:
-        progress.note(f"the measured peak is not kept: {error.message}", "warning")
+        progress.note(f"{what} is not kept: {error.message}", "warning")
 
 
 def _cpuinfo(field: str) -> str:

@@ -125,3 +125,10 @@ def run_folder(root: Path, case: History) -> Run:
         if case.is_over:
             run.log_event("finished", step=case.step)
     return run
+
+
+def assert_only_notes(rules: Sequence[Any], case: History) -> None:
+    """No rule warns of this run."""
+    for rule in rules:
+        found = rule.RULE.check(case)
+        assert found is None or found.severity == "note", (rule.RULE.code, found)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mule import fsio
 from mule.commands import docs_accuracy, docs_doctor, docs_serve, docs_verify
 from mule.commands.catalogue import catalogue_markdown, write_catalogue
+from mule.commands.docs_table import table
 from mule.config import docs as settings
 from mule.config.schema import ModelSection, Recipe
 from mule.data.sources import FORMATS
@@ -78,7 +78,7 @@ _NOTHING_YET = "Nothing is recorded yet: `make bench`, then `make docs`.\n"
 
 def sizes_markdown() -> str:
     """docs/sizes.md: one row for each named size."""
-    return _SIZES_TEXT + _table(_SIZES_COLUMNS, [_size_row(name) for name in SIZES], num_words=2)
+    return _SIZES_TEXT + table(_SIZES_COLUMNS, [_size_row(name) for name in SIZES], num_words=2)
 
 
 def performance_markdown(results: Path = RESULTS) -> str:
@@ -87,7 +87,7 @@ def performance_markdown(results: Path = RESULTS) -> str:
     if not found:
         return _PERFORMANCE_TEXT + _NOTHING_YET
     rows = [_bench_row(result) for result in found]
-    return _PERFORMANCE_TEXT + _table(_TRAIN_COLUMNS, rows, num_words=4)
+    return _PERFORMANCE_TEXT + table(_TRAIN_COLUMNS, rows, num_words=4)
 
 
 def formats_markdown() -> str:
@@ -99,7 +99,7 @@ def formats_markdown() -> str:
             groups = [*groups[:_MAX_KEY_SETS], f"{len(more)} sets more"]
         keys = " or ".join(groups) or "(files of text)"
         rows.append((f"`{name}`", known.kind, keys, known.purpose.replace("|", r"\|")))
-    return _table(("format", "makes", "found by its keys", "what it is"), rows, num_words=4)
+    return table(("format", "makes", "found by its keys", "what it is"), rows, num_words=4)
 
 
 def near_markdown(results: Path = RESULTS) -> str:
@@ -160,13 +160,6 @@ def write(folder: Path = settings.DOCS, results: Path = RESULTS) -> None:
 
 
 # ---------------------------------------------------------------- rows
-
-
-def _table(columns: Sequence[str], rows: list[tuple[Any, ...]], *, num_words: int) -> str:
-    """A Markdown table; after the first `num_words` columns come numbers, set to the right."""
-    rule = ["---" if place < num_words else "--:" for place in range(len(columns))]
-    lines = (columns, rule, *rows)
-    return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
 
 
 def _size_row(name: str) -> tuple[Any, ...]:

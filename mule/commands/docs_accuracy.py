@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mule import fsio
+from mule.commands.docs_table import table
 
 PAGE = "accuracy.md"
 _TEXT = """\
@@ -62,7 +63,7 @@ def plan_markdown(found: dict[str, Any]) -> str:
     columns = "run", "constants", "memory, predicted", "measured", "error"
     columns += "update, predicted", "measured", "error"
     rows = [_plan_row(row) for row in found["cases"]]
-    return "\n".join([*lines, *_table(columns, rows, num_words=2)])
+    return "\n".join([*lines, table(columns, rows, num_words=2).rstrip()])
 
 
 def _plan_summary(found: dict[str, Any]) -> str:
@@ -120,7 +121,7 @@ def doctor_markdown(found: dict[str, Any]) -> str:
     alarms = [
         f"- {row['setting']}: {', '.join(row['codes'])}" for row in held_out["healthy"]["which"]
     ]
-    lines += ["", *_table(columns, rows, num_words=1)]
+    lines += ["", table(columns, rows, num_words=1).rstrip()]
     if alarms:
         lines += ["", "False alarms:", "", *alarms]
     commands = ", ".join(f"`{command}`" for command in found["commands"])
@@ -166,7 +167,7 @@ def forecast_markdown(found: dict[str, Any]) -> str:
     ]
     return "\n".join(
         [
-            *_table(columns, rows, num_words=1),
+            table(columns, rows, num_words=1).rstrip(),
             "",
             f"{found['num_runs']} finished runs on {found['num_data_sets']} data sets, each tried with "
             "the errors on the other data sets alone; the method itself was made with many of these "
@@ -212,8 +213,3 @@ def _forecast_row(title: str, row: dict[str, Any]) -> tuple[str, ...]:
 def _between(interval: Iterable[float]) -> str:
     low, high = interval
     return f"{low:.0%} to {high:.0%}"
-
-
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]], *, num_words: int) -> list[str]:
-    rule = ["---" if place < num_words else "--:" for place in range(len(columns))]
-    return [f"| {' | '.join(line)} |" for line in (columns, rule, *rows)]

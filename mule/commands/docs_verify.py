@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mule import fsio
+from mule.commands.docs_table import table
 
 PAGE, RESULT = "verify.md", "verify.json"
 _NOTHING_YET = "Nothing is recorded yet: `python -m bench.verify run`, then `make docs`.\n"
@@ -34,7 +35,7 @@ def verify_markdown(results: Path) -> str:
     rows = [_row(name, faults) for name in dict.fromkeys(row["fault"] for row in faults)]
     types = dict.fromkeys(row["type"] for row in good)
     passes = [_good_row(name, [row for row in good if row["type"] == name]) for name in types]
-    return head + _table(_COLUMNS, rows) + "\nGood exports:\n\n" + _table(_GOOD_COLUMNS, passes)
+    return head + table(_COLUMNS, rows) + "\nGood exports:\n\n" + table(_GOOD_COLUMNS, passes)
 
 
 def _row(name: str, faults: list[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -58,11 +59,6 @@ def _good_row(name: str, rows: list[Mapping[str, Any]]) -> tuple[str, ...]:
     )
 
 
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    rule = ["---"] * len(columns)
-    return "".join(f"| {' | '.join(line)} |\n" for line in (columns, rule, *rows))
-
-
 def limits_markdown() -> str:
     """What a file of each type must keep to, from mule/export/limits.py."""
     from mule.export.limits import LIMITS, limits_of
@@ -80,4 +76,5 @@ def limits_markdown() -> str:
             )
         figures = (f"{limits.kl_mean:g}", f"{limits.kl_p99:g}", f"+{100 * limits.ppl:g}%")
         rows.append((name, *figures, "; ".join(more)))
-    return _table(("type", "mean KL", "99% of KL below", "perplexity", "more"), rows)
+    columns = "type", "mean KL", "99% of KL below", "perplexity", "more"
+    return table(columns, rows)

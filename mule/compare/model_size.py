@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mule import fsio
-from mule.config.presets import MODELS, catalogue_file
 from mule.config.schema import Recipe
 from mule.errors import MuleError
 from mule.models import cost
 from mule.models.config import ModelConfig
 from mule.models.families import family
 from mule.plan.shape import new_model_config
+from mule.plan.subject import published_shape
 
 _IN_NAME = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([BbMm])(?![A-Za-z0-9])")
 _UNITS = {"b": 1e9, "m": 1e6}
@@ -62,12 +62,8 @@ def _in_folder(folder: Path) -> Size | None:
 
 def _by_name(path: str) -> Size | None:
     """Of a model on the hub: its published shape, or what its name says."""
-    if (file := catalogue_file(MODELS)) is not None:
-        for entry in fsio.read_json(file).values():
-            if entry.get("model") == path:
-                shape = entry["config"]
-                config = family(shape["model_type"]).from_hf(shape)
-                return _exact(config, f"the published shape of {path}")
+    if (config := published_shape(path)) is not None:
+        return _exact(config, f"the published shape of {path}")
     if match := _IN_NAME.search(Path(path).name):
         return Size(float(match[1]) * _UNITS[match[2].lower()], 0, f"the name {path}", False)
     return None

@@ -16,23 +16,29 @@ Checked = TypeVar("Checked", bound=Section)
 
 
 def checked(
-    kind: type[Checked], values: dict[str, Any], places: Places, *, what: str = "a campaign"
+    kind: type[Checked], values: dict[str, Any], places: Places
 ) -> tuple[Checked | None, list[str]]:
-    """The section of the given values, or None and what is wrong with them; `what` names the whole."""
+    """The section of the given values, or None and what is wrong with them."""
     try:
         return kind.model_validate(values), []
     except ValidationError as error:
         said: dict[str, None] = {}
         for detail in error.errors():
-            for problem in _said(kind, {**detail, "whole": what}, values, places):
+            for problem in _said(kind, dict(detail), values, places):
                 said[problem] = None
         return None, list(said)
 
 
 class Places:
-    """Where each value stands: a line of the file, or a word of the command line."""
+    """Where each value stands: a line of the file, or a word of the command line.
 
-    def __init__(self, source: str, node: Node | None, words: dict[str, str]) -> None:
+    `whole` is what the file holds, as errors name it.
+    """
+
+    def __init__(
+        self, source: str, node: Node | None, words: dict[str, str], whole: str = "a campaign"
+    ) -> None:
+        self.whole = whole
         self._source, self._node, self._words = source, node, words
 
     def of(self, loc: tuple[int | str, ...]) -> str:
@@ -73,7 +79,7 @@ def _said(
             said.append(f"{places.of(key)}: {problem.message}")
         return said
     if detail["type"] == "extra_forbidden":
-        owner, names = _fields(kind, loc[:-1], detail["whole"])
+        owner, names = _fields(kind, loc[:-1], places.whole)
         match = near(str(loc[-1]).replace("-", "_"), names)
         told = f"did you mean `{match}`?" if match else f"{owner} has {', '.join(names)}"
         return [f"{places.of(loc)}: no such key; {told}"]

@@ -1,8 +1,8 @@
-"""What a noisy figure says: level, spread, noise, trend and change, none of it moved by outliers.
+"""What a noisy figure says: middle, noise and trend, none of it moved by outliers.
 
 All of it is plain Python, for the doctor loads neither torch nor numpy, and costs one pass or one
-sort. A level and a trend carry their standard error, so that a rule asks by how many errors they
-differ, not by how much. Errors come from blocks of neighbours: single updates are no independent
+sort. A trend carries its standard error, so that a rule asks by how many errors it differs from
+none, not by how much. Errors come from blocks of neighbours: single updates are no independent
 draws (Law and Kelton, Simulation Modeling and Analysis, section 9.5.3, batch means).
 """
 
@@ -18,15 +18,6 @@ from mule.doctor.history import Series
 
 _MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 _NUM_BLOCKS = 24
-_FEWEST_ON_A_SIDE = 4  # blocks before and after a change
-
-
-@dataclass(frozen=True)
-class Level:
-    """The middle of values, with its standard error: infinite of fewer than 3."""
-
-    value: float
-    error: float
 
 
 @dataclass(frozen=True)
@@ -42,20 +33,6 @@ class Trend:
     def errors(self) -> float:
         """The slope in standard errors, with its sign: beyond 3 it is hardly chance."""
         return _in_errors(self.slope, self.error)
-
-
-@dataclass(frozen=True)
-class Change:
-    """Where a figure's level changed: the first update after it, and the levels around it."""
-
-    step: int
-    before: Level
-    after: Level
-
-    @property
-    def errors(self) -> float:
-        """The change in standard errors, with its sign."""
-        return difference(self.before, self.after)
 
 
 # ---------------------------------------------------------------- values
@@ -77,12 +54,6 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
-def spread(values: Sequence[float]) -> float:
-    """The standard deviation as the median distance from the median (MAD) tells it."""
-    middle = median(values)
-    return _MAD_TO_DEVIATION * median([abs(value - middle) for value in values])
-
-
 def noise(values: Sequence[float]) -> float:
     """The standard deviation of single values around whatever curve they follow.
 
@@ -90,21 +61,6 @@ def noise(values: Sequence[float]) -> float:
     """
     differences = [abs(after - before) for before, after in itertools.pairwise(values)]
     return _MAD_TO_DEVIATION * median(differences) / math.sqrt(2)
-
-
-def level(values: Sequence[float]) -> Level:
-    """The mean of the medians of blocks of neighbours, and its standard error."""
-    medians = [median(block) for block in _blocks(values)]
-    if len(medians) < 3:
-        return Level(median(values), math.inf)
-    mean = sum(medians) / len(medians)
-    variance = sum((value - mean) ** 2 for value in medians) / (len(medians) - 1)
-    return Level(mean, math.sqrt(variance / len(medians)))
-
-
-def difference(before: Level, after: Level) -> float:
-    """By how many standard errors the later level lies above the earlier."""
-    return _in_errors(after.value - before.value, math.hypot(before.error, after.error))
 
 
 # ---------------------------------------------------------------- series
@@ -163,36 +119,7 @@ def trend(series: Series) -> Trend:
     return Trend(slope, error, *ends)
 
 
-def change_point(series: Series) -> Change | None:
-    """The update that splits the figure best into two levels; None of too few values.
-
-    The split with the largest sum of squares between its sides, on blocks, then its errors: a
-    caller asks for many (5 and more), since the best of all splits was taken.
-    """
-    points = thinned(series, 2 * _NUM_BLOCKS)
-    count = len(points)
-    if count < 2 * _FEWEST_ON_A_SIDE:
-        return None
-    total, before, best, split = sum(points.values), 0.0, -1.0, 0
-    for place in range(1, count - _FEWEST_ON_A_SIDE + 1):
-        before += points.values[place - 1]
-        if place < _FEWEST_ON_A_SIDE:
-            continue
-        apart = before / place - (total - before) / (count - place)
-        between_sides = apart * apart * place * (count - place)
-        if between_sides > best:
-            best, split = between_sides, place
-    sides = level(points.values[:split]), level(points.values[split:])
-    return Change(points.steps[split], *sides)
-
-
 # ---------------------------------------------------------------- inside
-
-
-def _blocks(values: Sequence[float]) -> list[Sequence[float]]:
-    count = min(_NUM_BLOCKS, len(values))
-    ends = [round(place * len(values) / count) for place in range(count + 1)] if count else [0]
-    return [values[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def _in_errors(value: float, error: float) -> float:

@@ -154,7 +154,7 @@ def read_task(file: Path) -> TaskFile:
         raise ConfigError([f"{file}:{problem.line}: {problem.message}"], _HINT) from None
     if not isinstance(values, dict):
         raise ConfigError([f"{file}: a task is keys and values, such as score: exact"], _HINT)
-    found, problems = checked(TaskFile, values, Places(str(file), node, {}), what="a task")
+    found, problems = checked(TaskFile, values, Places(str(file), node, {}, "a task"))
     if found is None:
         raise ConfigError(problems, _HINT)
     return found

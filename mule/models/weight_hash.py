@@ -11,13 +11,12 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 from mule import fsio, machine, progress
-from mule.errors import StorageError
 from mule.models.folder import weight_files
 from mule.models.tensor_file import StoredTensor, read_chunks, stored_tensors
 
+FILE = "weights.json"  # of the cache
 _MAX_THREADS = 4  # hashing is as fast as a disk then
 _WORTH_KEEPING_BYTES = 64 * 2**20  # smaller files are hashed in an instant
 _SETTLED_S = 2.0  # a younger file may change without a change of its times
@@ -89,27 +88,15 @@ def _stamp(file: Path) -> list[int]:
 
 
 def _kept(file: Path) -> Sums | None:
-    entry = _read_cache().get(str(file.resolve()))
+    entry = machine.read_cached(FILE).get(str(file.resolve()))
     return entry["sums"] if entry is not None and entry["stamp"] == _stamp(file) else None
 
 
 def _keep(file: Path, stamp: list[int], sums: Sums) -> None:
-    kept = {name: entry for name, entry in _read_cache().items() if Path(name).is_file()}
+    kept = {
+        name: entry for name, entry in machine.read_cached(FILE).items() if Path(name).is_file()
+    }
     kept.pop(str(file.resolve()), None)
     newest = dict(list(kept.items())[1 - _MAX_KEPT_FILES :])
     newest[str(file.resolve())] = {"stamp": stamp, "sums": sums}
-    try:
-        fsio.write_json(_cache_file(), newest)
-    except StorageError as error:
-        progress.note(f"the hash of {file.name} is not kept: {error.message}", "warning")
-
-
-def _read_cache() -> dict[str, Any]:
-    try:
-        return fsio.read_json(_cache_file())
-    except StorageError:  # absent or torn: it is only a cache, hash again
-        return {}
-
-
-def _cache_file() -> Path:
-    return machine.cache_dir() / "weights.json"
+    machine.write_cached(FILE, newest, f"the hash of {file.name}")

@@ -29,7 +29,7 @@ _CHECKPOINT_FILES = 8  # that are flushed, with their folder
 _CHECKPOINT_BYTES = 4 << 20  # tokenizer, config and state beside the tensors
 # Bits of a weight on the whole: llama.cpp's blocks, and the tensors that get more.
 _BITS = "f32 32 f16 16 bf16 16 q8_0 8.5 q6_k 6.6 q5_k_m 5.7 q5_k_s 5.5 q4_k_m 4.85 q4_k_s 4.6"
-_BITS += " iq4_xs 4.3 q3_k_m 3.9 q2_k 3"
+_BITS += " iq4_xs 4.3 q3_k_m 3.9 q2_k 3 mxfp4 5.1"
 _EXPORT_BITS = dict(zip(_BITS.split()[::2], map(float, _BITS.split()[1::2])))
 
 

@@ -65,7 +65,7 @@ def base_model(recipe: Recipe) -> Base | None:
     folder = repo.cached()
     if folder is not None and (folder / "config.json").is_file():
         return Base(_read(folder), folder, f"{repo.name} in the hub's cache")
-    known = _published(repo.name)
+    known = published_shape(repo.name)
     if known is None:
         raise UserError(
             f"{repo.name} was not fetched yet, and its shape does not come with Mule: its "
@@ -147,7 +147,7 @@ def _read(folder: Path) -> ModelConfig:
     return read_config(folder)
 
 
-def _published(name: str) -> ModelConfig | None:
+def published_shape(name: str) -> ModelConfig | None:
     """The shape of a hub model among those that come with Mule."""
     wanted = name.lower()
     return next((c for known, c in _catalogue().items() if known.lower() == wanted), None)

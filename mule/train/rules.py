@@ -20,6 +20,8 @@ _BLOCK = 256  # elements that share a scale; fixed in bitsandbytes' kernels
 _CACHED_ELEMENTS = 1 << 17  # of five arrays and as many temporaries; fastest (docs/log.md)
 _MIN_8BIT_ELEMENTS = 4096  # smaller tensors keep fp32 moments, as in bitsandbytes
 
+Flats = tuple[torch.Tensor, ...]  # weight, master, first and second moment, gradient
+
 
 @dataclass
 class Rule(ABC):
@@ -79,18 +81,12 @@ class AdamW(Rule):
         )
         kernel = _compiled_adamw() if self.compiled else _adamw_by_blocks
         exp_avg, exp_avg_sq = self.buffers.values()
-        kernel(flat.weight, flat.master, exp_avg, exp_avg_sq, gradient, scalars)
+        kernel((flat.weight, flat.master, exp_avg, exp_avg_sq, gradient), scalars)
 
 
-def _adamw(
-    weight: torch.Tensor,
-    master: torch.Tensor,
-    exp_avg: torch.Tensor,
-    exp_avg_sq: torch.Tensor,
-    grad: torch.Tensor,
-    scalars: torch.Tensor,
-) -> None:
+def _adamw(flats: Flats, scalars: torch.Tensor) -> None:
     """One update in place; `scalars` holds lr, decay, beta1, beta2, eps, bias1, bias2, clip."""
+    weight, master, exp_avg, exp_avg_sq, grad = flats
     lr, decay, beta1, beta2, eps, bias1, bias2, clip = scalars.unbind()
     g = grad.float() * clip
     exp_avg.mul_(beta1).add_(g * (1 - beta1))
@@ -100,19 +96,11 @@ def _adamw(
     weight.copy_(master)
 
 
-def _adamw_by_blocks(
-    weight: torch.Tensor,
-    master: torch.Tensor,
-    exp_avg: torch.Tensor,
-    exp_avg_sq: torch.Tensor,
-    grad: torch.Tensor,
-    scalars: torch.Tensor,
-) -> None:
+def _adamw_by_blocks(flats: Flats, scalars: torch.Tensor) -> None:
     """`_adamw`, to the same bits; what is made on the way stays in a processor's cache."""
-    size = _CACHED_ELEMENTS if weight.device.type == "cpu" else max(1, len(weight))
-    flats = (weight, master, exp_avg, exp_avg_sq, grad)
-    for w, m, first, second, g in zip(*(flat.split(size) for flat in flats), strict=True):
-        _adamw(w, m, first, second, g, scalars)
+    size = _CACHED_ELEMENTS if scalars.device.type == "cpu" else max(1, len(flats[0]))
+    for block in zip(*(flat.split(size) for flat in flats), strict=True):
+        _adamw(block, scalars)
 
 
 @cache

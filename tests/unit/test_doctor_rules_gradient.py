@@ -13,7 +13,7 @@ from mule.doctor.rules import d202_vanishing as vanishing
 from mule.doctor.rules import d203_clipped as clipped
 from mule.doctor.rules import d204_noisy_batch as noisy
 from mule.doctor.rules import d205_refused as refused
-from tests.doctor_case import curve, history
+from tests.doctor_case import assert_only_notes, curve, history
 
 ALL = (exploding, vanishing, clipped, noisy, refused)
 SPIKE = {"kind": "update refused", "cause": "loss 9: a spike beyond 5, which is 6 standard ..."}
@@ -34,10 +34,7 @@ HEALTHY: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_healthy_runs_have_none_of_them(kind: Any, name: str) -> None:
     for seed in (1, 2, 3):
-        case = history(kind, seed=seed, **HEALTHY[name])
-        for rule in ALL:
-            found = rule.RULE.check(case)
-            assert found is None or found.severity == "note", (rule.RULE.code, found)
+        assert_only_notes(ALL, history(kind, seed=seed, **HEALTHY[name]))
 
 
 def test_a_norm_that_explodes() -> None:

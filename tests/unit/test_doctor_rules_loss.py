@@ -14,7 +14,7 @@ from mule.doctor.rules import d103_oscillating as oscillating
 from mule.doctor.rules import d104_diverging as diverging
 from mule.doctor.rules import d105_zero as zero
 from mule.doctor.rules import d106_plateau as plateau
-from tests.doctor_case import curve, history
+from tests.doctor_case import assert_only_notes, curve, history
 
 ALL = (not_finite, not_falling, oscillating, diverging, zero, plateau)
 NAN = {"kind": "update refused", "cause": "loss nan, gradient norm nan"}
@@ -44,10 +44,7 @@ HEALTHY: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", HEALTHY)
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_healthy_runs_have_none_of_them(kind: Any, name: str, seed: int) -> None:
-    case = history(kind, seed=seed, **HEALTHY[name])
-    for rule in ALL:
-        found = rule.RULE.check(case)
-        assert found is None or found.severity == "note", (rule.RULE.code, found)
+    assert_only_notes(ALL, history(kind, seed=seed, **HEALTHY[name]))
 
 
 def test_steps_between_epochs_are_healthy() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from mule import fsio, progress
+from mule import fsio, machine, progress
 from mule.adapters import identity
 from mule.adapters.identity import (
     base_identity,
@@ -231,7 +231,7 @@ def test_a_file_that_may_still_change_is_not_kept(
 
 def test_a_torn_cache_is_no_reason_to_fail(case: MergeCase, kept: list[str]) -> None:
     first = base_identity(case.base)
-    weight_hash._cache_file().write_text("{torn")
+    (machine.cache_dir() / weight_hash.FILE).write_text("{torn")
     assert base_identity(case.base) == first
 
 

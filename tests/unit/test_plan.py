@@ -8,18 +8,18 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from mule import calibration
+from mule import calibration, machine
 from mule.calibration import Calibration
 from mule.commands import plan, plan_check
 from mule.config.load import load_recipe
-from mule.config.schema import Recipe
+from mule.config.schema import ExportType, Recipe
 from mule.errors import ConfigError, UserError
 from mule.models.config import ModelConfig
-from mule.plan import machines
+from mule.plan import estimate, machines
 from mule.plan.data_rows import data_rows
 from mule.plan.estimate import MARGIN, checkpoint_bytes, kept_checkpoints, verdict
 from mule.plan.fitted import fitted
@@ -86,9 +86,13 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         calibration._key(): asdict(KNOWN),
         place: {"bytes_per_second": 2e8, "flush_s": 0.01},
     }
-    calibration._keep(known)
+    machine.write_cached(calibration._FILE, known, "what was measured")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_the_disk_knows_every_type_of_an_export() -> None:
+    assert set(estimate._EXPORT_BITS) == set(get_args(ExportType))
 
 
 # ---------------------------------------------------------------- memory and time
@@ -295,8 +299,6 @@ def test_a_plan_for_another_machine_says_that_it_is_not_calibrated(
 def test_what_does_not_fit_names_what_to_change(
     measured: Path, mule_cli: Mule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mule import machine
-
     monkeypatch.setattr(machine, "available_bytes", lambda: 250 * 2**20)
     code, out, _ = mule_cli("plan", "pretrain.yaml")
     assert code == 1 and out.startswith("does not fit  ") and "are missing" in out

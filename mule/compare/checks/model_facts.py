@@ -65,11 +65,6 @@ MODULES = frozenset(
 )
 
 
-def family_of(name: str) -> str:
-    """The family of a model by its name, "" where it tells none."""
-    return _entry(name)[1]
-
-
 def families_of(name: str) -> set[str]:
     """Every family that a name holds: a distilled model names two."""
     return {family for pattern, family, _ in _MODELS if re.search(pattern, name.lower())}

@@ -140,16 +140,7 @@ def _read(setup: ForeignSetup) -> None:
     setup.put("method", adapter or "full", setup.given.get("adapter"))
     if adapter not in (None, "lora", "qlora", ""):
         setup.lose(setup.given["adapter"], "there is no such adapter: LoRA is taken instead")
-    bits = (
-        4
-        if setup.value("load_in_4bit") is True
-        else 8
-        if setup.value("load_in_8bit") is True
-        else None
-    )
-    if bits is not None:
-        setup.put("bits", bits, setup.given[f"load_in_{bits}bit"])
-    elif adapter == "qlora":
+    if not shared.put_bits(setup) and adapter == "qlora":
         setup.put("bits", 4, setup.given["adapter"])
     if setup.value("target_linear") is True and not setup.value("adapter.lora.target_modules"):
         setup.put("adapter.lora.target_modules", "all-linear", setup.given["lora_target_linear"])

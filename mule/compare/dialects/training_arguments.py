@@ -80,6 +80,15 @@ def settle(setup: ForeignSetup) -> None:
         setup.put("validates", strategy not in (False, "no"), _given(setup, "eval_strategy"))
 
 
+def put_bits(setup: ForeignSetup) -> bool:
+    """The bits that load_in_4bit or load_in_8bit asks for; whether one of them does."""
+    for bits in (4, 8):
+        if setup.value(key := f"load_in_{bits}bit") is True:
+            setup.put("bits", bits, setup.given[key])
+            return True
+    return False
+
+
 def _given(setup: ForeignSetup, fact: str) -> Any:
     found = setup.facts[fact]
     return setup.given.get(found.key)

@@ -68,15 +68,7 @@ _KEYS: dict[str, Entry] = {
 
 def _read(setup: ForeignSetup) -> None:
     shared.settle(setup)
-    bits = (
-        4
-        if setup.value("load_in_4bit") is True
-        else 8
-        if setup.value("load_in_8bit") is True
-        else None
-    )
-    if bits is not None:
-        setup.put("bits", bits, setup.given[f"load_in_{bits}bit"])
+    shared.put_bits(setup)
     setup.put(
         "method", "lora" if setup.value("use_peft") is True else "full", setup.given.get("use_peft")
     )
