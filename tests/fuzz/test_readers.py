@@ -15,7 +15,7 @@ from tests.fuzz.readers import TARGETS
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("seconds", [2, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [1, pytest.param(30, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("target", TARGETS)
 def test_only_mule_errors_come_out(tmp_path: Path, target: str, seconds: int) -> None:
     done = subprocess.run(

@@ -86,6 +86,7 @@ def test_the_size_of_the_adapter_is_told(forker: Forker, base: Path, tmp_path: P
     assert f"the adapter takes {summary['adapter_bytes'] / 1e3:.0f} KB" in said(folder)
 
 
+@pytest.mark.slow
 def test_qlora_by_two_processes(ranks: Ranks, base: Path, tmp_path: Path) -> None:
     """As by one, in packed rows; each has the whole base in 4 bits."""
     losses = []

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ class Terminal:
         if self.pid == 0:
             os.chdir(folder)
             os.environ |= {"TERM": "dumb", "NO_COLOR": "1"}
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in what a shell put behind
             mule = Path(sys.executable).parent / "mule"
             os.execv(mule, ["mule", *words])
         self.shown = ""

@@ -291,7 +291,9 @@ def test_such_a_run_is_finished_when_it_is_resumed(
     assert [e["kind"] for e in tuned(folder).events()].count("stopped early") == 1
 
 
-@pytest.mark.parametrize("share", [0.6, pytest.param(0.35, marks=pytest.mark.slow), 0.96])
+@pytest.mark.parametrize(
+    "share", [0.6, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.35, 0.96))]
+)
 def test_a_killed_run_stops_where_a_whole_one_does(
     forker: Forker, bases: Path, stopped: Path, tmp_path: Path, share: float
 ) -> None:
@@ -305,6 +307,7 @@ def test_a_killed_run_stops_where_a_whole_one_does(
     assert kinds == ["stopped early"]
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together(ranks: Ranks, bases: Path, tmp_path: Path) -> None:
     folder = home(bases, tmp_path / "h")
     ended = ranks.run(folder, 2, "train", "tune.yaml", PATIENT)

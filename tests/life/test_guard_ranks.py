@@ -22,7 +22,7 @@ def kinds(folder: Path) -> list[str]:
     return [event["kind"] for event in Run(folder / "runs" / "pretrain").events()]
 
 
-@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_all_go_back_together(ranks: Ranks, tmp_path: Path, killed: bool) -> None:
     """Broken weights at update 10: back to 8, and on with 15; a kill of one on the way is mended."""
     poison = {"bad weights": [10]}
@@ -59,6 +59,7 @@ def test_a_nan_in_one_process_is_refused_by_all(ranks: Ranks, tmp_path: Path) ->
     assert found == expected
 
 
+@pytest.mark.slow
 def test_one_process_may_take_fewer_rows_at_once(ranks: Ranks, tmp_path: Path) -> None:
     """Memory runs out in the second process only: it cuts its share smaller, and all goes on."""
     alone = train(ranks, tmp_path / "alone", size=1)

@@ -19,6 +19,7 @@ from mule.run import Run
 from tests.life.tiny_life import CHAT_RECIPE, LORA, Forker, kill, outcome, write_data
 
 TRAIN = ("train", "pretrain.yaml")
+FIRST_OF_4 = [0, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2, 3))]
 GO_ON = ("train", "pretrain.yaml", "--resume")
 
 
@@ -67,7 +68,7 @@ def test_reference_is_reproducible(
     assert [row[0] for row in reference["outcome"]["log"]] == list(range(1, 31))
 
 
-@pytest.mark.parametrize("moment", range(4))
+@pytest.mark.parametrize("moment", FIRST_OF_4)
 def test_killed_at_a_random_time(
     forker: Forker, reference: dict[str, Any], tmp_path: Path, moment: int
 ) -> None:
@@ -82,7 +83,13 @@ def test_killed_at_a_random_time(
     check_resumes(forker, tmp_path, reference)
 
 
-@pytest.mark.parametrize("step", [random.Random(seed).choice(range(4, 29, 4)) for seed in (1, 2)])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(random.Random(seed).choice(range(4, 29, 4)), marks=[pytest.mark.slow] * late)
+        for seed, late in ((1, False), (2, True))
+    ],
+)
 def test_killed_while_writing_the_weights(
     forker: Forker, reference: dict[str, Any], tmp_path: Path, step: int
 ) -> None:
@@ -99,7 +106,7 @@ def test_killed_while_writing_the_weights(
     check_resumes(forker, tmp_path, reference)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", FIRST_OF_4)
 def test_killed_between_two_durable_calls(
     forker: Forker, reference: dict[str, Any], tmp_path: Path, seed: int
 ) -> None:
@@ -118,6 +125,7 @@ def test_killed_before_anything_was_written(
     check_resumes(forker, tmp_path, reference)
 
 
+@pytest.mark.slow
 def test_killed_right_after_the_recipe_was_written(
     forker: Forker, reference: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -131,6 +139,7 @@ def test_killed_right_after_the_recipe_was_written(
     assert outcome(run) == reference["outcome"]
 
 
+@pytest.mark.slow
 def test_killed_twice(forker: Forker, reference: dict[str, Any], tmp_path: Path) -> None:
     write_data(tmp_path)
     calls = reference["durable_calls"]

@@ -14,6 +14,7 @@ from mule.run import Run
 from tests.life.tiny_life import CHAT_RECIPE, LORA, REPOSITORY, outcome, write_data
 
 pytest.importorskip("mlx_lm", reason="the extra mlx is not installed")
+pytestmark = pytest.mark.slow  # four runs; tests/unit/test_mlx.py is quicker
 
 ENGINE = ("adapter.engine=mlx", "adapter.lora.dropout=0")
 TORCH = ("data.packing=false", "adapter.lora.dropout=0", "adapter.trunk_cache=off")

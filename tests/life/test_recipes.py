@@ -160,7 +160,9 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * ("8b" in name)) for name in CATALOGUE]
+)
 def test_a_recipe_of_the_catalogue_runs(forker: Forker, newcomer: Path, name: str) -> None:
     """The command of its header, on a tiny model of the same family, where the model would be."""
     (words,) = header_commands(name)

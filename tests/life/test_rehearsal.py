@@ -43,7 +43,11 @@ def events(name: str) -> list[str]:
     ("recipe", "words"),
     [
         ("pretrain.yaml", ("train.dropout=0.2",)),
-        ("pretrain.yaml", ("model.family=qwen3_moe", "model.moe.balance=bias")),
+        pytest.param(
+            "pretrain.yaml",
+            ("model.family=qwen3_moe", "model.moe.balance=bias"),
+            marks=pytest.mark.slow,
+        ),
         ("lora.yaml", ("train.seed=9",)),
     ],
 )

@@ -33,6 +33,7 @@ def lab(machine_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     server.close()
 
 
+@pytest.mark.slow
 def test_killed_between_the_pointers_to_latest_and_best(lab: Lab) -> None:
     """latest.json is written, best.json is not: the resumed run must make up for it."""
     fault = {"call": "mule.run.Run.set_best", "nth": 2, "act": int(signal.SIGKILL)}
@@ -81,6 +82,7 @@ def test_an_old_checkpoint_cannot_be_moved_aside(lab: Lab) -> None:
     _failing(lab, "EIO", number, [])
 
 
+@pytest.mark.slow
 def test_the_disk_fills_up_in_a_tensor_of_an_export(lab: Lab) -> None:
     if os.geteuid():
         pytest.skip("only root can mount a small disk")

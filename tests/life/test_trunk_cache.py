@@ -90,6 +90,7 @@ def test_killed_damaged_and_resumed(
     assert not list(run.glob("trunk-*"))
 
 
+@pytest.mark.slow
 def test_processes_share_the_file_of_their_machine(
     ranks: Ranks, base: Path, tmp_path: Path
 ) -> None:

@@ -82,6 +82,7 @@ def test_verify_passes_with_our_own_decoder(tmp_path: Path, family: str) -> None
     assert report.max_abs_logit < (5e-3 if family == "gemma3_text" else 2e-4)
 
 
+@pytest.mark.slow
 def test_the_commands_take_a_folder_to_a_verified_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
