@@ -19,6 +19,7 @@ from mule.tokenizer import files
 from mule.tokenizer.coverage import Coverage, not_unicode
 from mule.tokenizer.files import TokenizerParts
 from mule.tokenizer.stream import BYTES, sentencepiece_bytes
+from mule.tokenizer.training_text import training_pieces
 from mule.tokenizer.words import WordEncoder
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Tokenizer:
             show_progress=False,
         )
         with progress.task("Training the tokenizer", total=num_texts, unit="texts") as bar:
-            backend.train_from_iterator(_counted(texts, bar), trainer, length=num_texts)
+            backend.train_from_iterator(training_pieces(texts, bar), trainer, length=num_texts)
         if (found := backend.get_vocab_size()) < vocab_size:
             progress.note(
                 f"the texts hold {found:,} tokens, fewer than the {vocab_size:,} asked for"
@@ -375,12 +376,6 @@ class Tokenizer:
             return None  # it refuses this chat; the configured token counts
         match = self._special_pattern.search(text.rpartition(_TEXT_PROBE)[2])
         return self._vocab.get(match[0].strip()) if match else None
-
-
-def _counted(texts: Iterable[str], bar: progress.Task) -> Iterable[str]:
-    for text in texts:
-        yield text
-        bar.advance()
 
 
 def _cut(text: str) -> list[str]:

@@ -16,6 +16,7 @@ from mule import progress
 from mule.errors import ModelError, UserError
 from mule.tokenizer import StreamDecoder, Tokenizer
 from mule.tokenizer.template import MAX_TEMPLATE_BYTES, ChatTemplate
+from mule.tokenizer.training_text import training_pieces
 
 CORPUS = [
     "The capital of France is Paris. What is the capital of Spain? It is Madrid.\n" * 9,
@@ -155,6 +156,21 @@ def test_training_gives_specials_and_every_byte(tokenizer: Tokenizer) -> None:
 def test_training_twice_gives_the_same_tokenizer(tokenizer: Tokenizer) -> None:
     assert Tokenizer.train(iter(CORPUS), 350, num_texts=3).fingerprint() == tokenizer.fingerprint()
     assert Tokenizer.train(CORPUS[:1], 300).fingerprint() != tokenizer.fingerprint()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("blob", ["ab" * 500_000, " " * 1_000_000, "\u4f60\u597d" * 500_000])
+def test_a_megabyte_without_a_space_does_not_take_hours(blob: str) -> None:
+    trained = Tokenizer.train([*CORPUS, f"before {blob} after"], 350)
+    assert trained.decode(trained.encode(f"x {blob[:3000]} y")) == f"x {blob[:3000]} y"
+
+
+def test_blobs_are_cut_and_nothing_is_lost() -> None:
+    texts = ["short words only", "a" * 255, f"x {'y' * 700} z", " " * 513, ""]
+    with progress.task("cutting") as bar:
+        pieces = list(training_pieces(texts, bar))
+    assert "".join(pieces) == "".join(texts)
+    assert pieces[:2] == texts[:2] and len(pieces) == 2 + 3 + 3 + 1
 
 
 def test_small_corpus_is_noted() -> None:
