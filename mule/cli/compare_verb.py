@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -28,6 +28,7 @@ def compare(
     list_all: Annotated[bool, typer.Option("--list", help="The published setups.")] = False,
     out: Out = None,
     root: Annotated[Path, typer.Option(help="The folder of the runs.")] = Path("runs"),
+    lang: Annotated[Literal["en", "fr"], typer.Option(help="The language of what is said.")] = "en",
     as_json: Json = False,
 ) -> None:
     """Your setup beside published ones, parameter by parameter; or two runs side by side."""
@@ -36,8 +37,8 @@ def compare(
         from mule.commands import compare as command
 
         if list_all:
-            return command.list_published()
-        return command.run(words or [], out=out or (), root=root)
+            return command.told(command.list_published(), lang)
+        return command.run(words or [], out=out or (), root=root, language=lang)
 
     from mule.cli.render_compare import show_comparison
 

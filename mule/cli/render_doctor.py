@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from mule.cli import render
+from mule.french import Speaker, speaker
+from mule.message import Message
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,30 +18,40 @@ _STYLES = {"alarm": "bold red", "warning": "yellow", "note": "cyan"}
 
 def show_findings(console: Console, result: dict[str, Any]) -> None:
     """The verdict, each finding with what to do, and what was looked at."""
+    language = result.get("language", "en")
+    say = speaker(language, "doctor")
     style = "bold green" if result["verdict"] == "healthy" else "bold yellow"
-    head = f"{result['run']}: {result['kind']}, update {result['steps']:,} of {result['of']:,}"
-    console.print(
-        Text.assemble(head, f", {result['state']}: ", (result["verdict"], style)), soft_wrap=True
+    head = Message(
+        "{!s}: {}, update {:,} of {:,}, {}: ",
+        *(result[name] for name in ("run", "kind", "steps", "of", "state")),
     )
+    verdict = Text(say(result["verdict"]), style=style)
+    console.print(Text.assemble(say(head), verdict), soft_wrap=True)
     for finding in result["findings"]:
-        severity = finding["severity"]
-        console.print(
-            Text.assemble(
-                "\n",
-                (severity, _STYLES[severity]),
-                f"  {finding['code']} {finding['title']}, since update {finding['step']:,}",
-            ),
-            soft_wrap=True,
-        )
-        render.print_line(console, f"  {finding['what']}")
-        render.print_line(console, f"  try  {finding['remedy']}")
+        _show_finding(console, finding, finding.get(language, finding), say)
     looked = result["looked"]
-    looked = result["looked"]
-    render.print_line(console, f"\nlooked at by {len(looked)} rules: {', '.join(looked)}")
+    told = Message("\nlooked at by {} rules: {}", len(looked), ", ".join(looked))
+    render.print_line(console, say(told))
     for lacking, rules in _by_lack(result["could_not_look"]).items():
-        render.print_line(console, f"could not look, without {lacking}: {', '.join(rules)}")
+        told = Message("could not look, without {!s}: {!s}", lacking, ", ".join(rules))
+        render.print_line(console, say(told))
     if "report" in result:
         render.print_line(console, f"report  {result['report']}")
+
+
+def _show_finding(
+    console: Console, finding: dict[str, Any], told: dict[str, str], say: Speaker
+) -> None:
+    """A finding, of which `told` has the texts in the language asked for."""
+    severity = finding["severity"]
+    since = Message(
+        "  {!s} {!s}, since update {:,}", finding["code"], told["title"], finding["step"]
+    )
+    console.print(
+        Text.assemble("\n", (say(severity), _STYLES[severity]), say(since)), soft_wrap=True
+    )
+    render.print_line(console, f"  {told['what']}")
+    render.print_line(console, say(Message("  try  {!s}", told["remedy"])))
 
 
 def show_rule(console: Console, result: dict[str, Any]) -> None:
@@ -53,8 +65,10 @@ def show_rule(console: Console, result: dict[str, Any]) -> None:
 
 def show_rules(console: Console, result: dict[str, Any]) -> None:
     """All rules as a table."""
-    rows = [[rule["code"], rule["title"], rule["for"]] for rule in result["rules"]]
-    render.print_table(console, "What mule doctor looks for", ["code", "sees", "in"], rows)
+    say = speaker(result.get("language", "en"), "doctor")
+    rows = [[rule["code"], say(rule["title"]), say(rule["for"])] for rule in result["rules"]]
+    columns = [say(name) for name in ("code", "sees", "in")]
+    render.print_table(console, say("What mule doctor looks for"), columns, rows)
 
 
 def _by_lack(unable: list[dict[str, Any]]) -> dict[str, list[str]]:

@@ -8,22 +8,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mule.errors import UserError
+from mule.message import Message, joined
 from mule.run import RUNS, Run
 
 if TYPE_CHECKING:
     from mule.doctor.examine import Examination
     from mule.doctor.finding import Finding, Rule
+    from mule.french import Language, Speaker
 
+PART = "doctor"  # of Mule, whose sentences these are
 HEADINGS = ("What it sees", "Why it matters", "What to do", "Source")
 
 
-def run(run: str, *, root: Path = RUNS, report: bool = False) -> dict[str, Any]:
+def run(
+    run: str, *, root: Path = RUNS, report: bool = False, language: Language = "en"
+) -> dict[str, Any]:
     """What every rule finds of a run; `ok` is false when an alarm stands.
 
-    With `report`, also write report.md into its folder.
+    With `report`, also write report.md into its folder. In another language than English the result
+    has each text in it too, under that language's name.
     """
     from mule.doctor.examine import examination
     from mule.doctor.history import read_history
+    from mule.french import speaker
 
     opened = Run.open(run, root)
     history = read_history(opened)
@@ -43,6 +50,8 @@ def run(run: str, *, root: Path = RUNS, report: bool = False) -> dict[str, Any]:
         ],
         "ok": not any(finding.found.severity == "alarm" for finding in found.findings),
     }
+    if language != "en":
+        _add_told(result, language, speaker(language, PART))
     if report:
         from mule.commands.report import write_report
 
@@ -50,12 +59,28 @@ def run(run: str, *, root: Path = RUNS, report: bool = False) -> dict[str, Any]:
     return result | {"next": _next(opened, found)}
 
 
-def rules() -> dict[str, Any]:
-    """Every rule, by its code."""
+def _add_told(result: dict[str, Any], language: Language, say: Speaker) -> None:
+    """The verdict and each finding in that language, beside the English ones."""
+    result |= {"language": language, language: {"verdict": say(result["verdict"])}}
+    for finding in result["findings"]:
+        finding[language] = {name: say(finding[name]) for name in ("title", "what", "remedy")}
+
+
+def rules(*, language: Language = "en") -> dict[str, Any]:
+    """Every rule, by its code; in another language than English with its title in that one too."""
     from mule.doctor.rules import all_rules
 
     listed = [{"code": rule.code, "title": rule.title, "for": _kinds(rule)} for rule in all_rules()]
-    return {"rules": listed, "next": f"mule doctor --explain {listed[0]['code']}"}
+    if language != "en":
+        from mule.french import speaker
+
+        say = speaker(language, PART)
+        listed = [rule | {language: {"title": say(rule["title"])}} for rule in listed]
+    return {
+        "rules": listed,
+        "language": language,
+        "next": f"mule doctor --explain {listed[0]['code']}",
+    }
 
 
 def explain(code: str) -> dict[str, Any]:
@@ -97,8 +122,14 @@ def verdict(findings: Sequence[Finding]) -> str:
         word: sum(finding.found.severity == word for finding in findings)
         for word in ("alarm", "warning")
     }
-    told = [f"{count} {word}{'s' if count > 1 else ''}" for word, count in counts.items() if count]
-    return " and ".join(told) or "healthy"
+    told = [_counted(count, word) for word, count in counts.items() if count]
+    return joined(" and ", told) or Message("healthy")
+
+
+def _counted(count: int, word: str) -> Message:
+    if word == "alarm":
+        return Message("{} alarm", count) if count == 1 else Message("{} alarms", count)
+    return Message("{} warning", count) if count == 1 else Message("{} warnings", count)
 
 
 def as_dict(finding: Finding) -> dict[str, Any]:

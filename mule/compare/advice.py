@@ -11,6 +11,7 @@ from mule.compare.nearest import nearest, references, related_kinds, why_near
 from mule.compare.parameters import BY_KEY, hours, rate
 from mule.compare.sourced import Setup
 from mule.compare.verdict import Verdict
+from mule.message import Message, joined
 
 _LIKE, _LIKE_SIZE = 10.0, 4.0  # times the examples or the parameters, or as few
 _FAR = 30.0  # times below the published: so low that no pretraining rate explains it
@@ -53,18 +54,26 @@ def closing(
     """The comparison in words: nearest, ahead, behind, and what to do."""
     parts = []
     if near := nearest(yours, setups.values(), 1):
-        parts.append(f"Nearest published: {near[0].title} ({why_near(yours, near[0])}).")
-    for word, text in (("ahead", "Ahead in"), ("behind", "Behind in"), ("unusual", "Unusual:")):
+        parts.append(
+            Message("Nearest published: {} ({}).", near[0].title, why_near(yours, near[0]))
+        )
+    for word, text in (
+        ("ahead", Message("Ahead in")),
+        ("behind", Message("Behind in")),
+        ("unusual", Message("Unusual:")),
+    ):
         labels = [BY_KEY[v.key].label for v in verdicts if v.word == word]
         if labels:
-            parts.append(f"{text} {', '.join(labels)}.")
+            parts.append(Message("{} {}.", text, joined(", ", labels)))
     if changes:
-        parts.append(f"Starting again: {' '.join(edit.setting for edit in changes)}.")
+        parts.append(Message("Starting again: {}.", " ".join(edit.setting for edit in changes)))
     elif any(verdict.word in ("behind", "unusual") for verdict in verdicts):
-        parts.append("Change nothing: none of that is known to be better with another setting.")
+        parts.append(
+            Message("Change nothing: none of that is known to be better with another setting.")
+        )
     else:
-        parts.append("Change nothing.")
-    return " ".join(parts)
+        parts.append(Message("Change nothing."))
+    return joined(" ", parts)
 
 
 # ---------------------------------------------------------------- one function an edit
@@ -80,25 +89,29 @@ def _length(yours: Setup, words: Mapping[str, Verdict], setups: Mapping[str, Set
         return None
     if verdict.word == "unusual":
         most, saved = max(usual), 1 - max(usual) / epochs
-        told = f"{min(usual):g} to {most:g}" if min(usual) < most else f"{most:g}"
+        told = Message("{:g} to {:g}", min(usual), most) if min(usual) < most else f"{most:g}"
         return Edit(
             f"train.epochs={most:g}",
-            f"{epochs:.3g} passes over the same examples; published of about as many: {told}",
-            f"{saved:.0%} of the updates{_of_time(yours, saved)}",
-            "what later passes still give: evaluate.patience=3 instead stops when validation says so",
+            Message(
+                "{:.3g} passes over the same examples; published of about as many: {}", epochs, told
+            ),
+            Message("{:.0%} of the updates{}", saved, _of_time(yours, saved)),
+            Message(
+                "what later passes still give: evaluate.patience=3 instead stops when validation says so"
+            ),
         )
     middle = float(round(median(usual)))
     factor = middle / epochs
-    costs = f"{factor:.3g} times the updates{_as_time(yours, factor)}"
-    return Edit(f"train.epochs={middle:g}", verdict.reason, "nothing", costs)
+    costs = Message("{:.3g} times the updates{}", factor, _as_time(yours, factor))
+    return Edit(f"train.epochs={middle:g}", verdict.reason, Message("nothing"), costs)
 
 
 def _more(verdict: Verdict | None, usual: Sequence[float]) -> Edit | None:
     """Whole passes in place of a few updates, where the examples were not counted."""
     if verdict is None or verdict.word != "behind":
         return None
-    costs = "the updates that all examples take; `mule plan` counts them"
-    return Edit(f"train.epochs={round(median(usual))}", verdict.reason, "nothing", costs)
+    costs = Message("the updates that all examples take; `mule plan` counts them")
+    return Edit(f"train.epochs={round(median(usual))}", verdict.reason, Message("nothing"), costs)
 
 
 def _published_epochs(yours: Setup, setups: Mapping[str, Setup]) -> list[float]:
@@ -121,7 +134,7 @@ def _rate(yours: Setup, words: Mapping[str, Verdict], peers: Sequence[Setup]) ->
     if own is None or not is_odd:
         return None
     if yours.kind == "adapter":
-        wanted, why = _LORA_RATE, "adapters of every size are published with 1e-4 to 3e-4"
+        wanted, why = _LORA_RATE, Message("adapters of every size are published with 1e-4 to 3e-4")
     elif (found := _published_rate(yours, peers)) is not None:
         wanted, why = found
     else:
@@ -129,13 +142,18 @@ def _rate(yours: Setup, words: Mapping[str, Verdict], peers: Sequence[Setup]) ->
     if not (own * 1.5 < wanted or wanted * 1.5 < own):
         return None
     if wanted > own:
-        saves = f"most of the updates, each of which goes {wanted / own:.3g} times as far"
-        costs = "more of what the base knew, the further it goes: compare validation losses"
+        saves = Message("most of the updates, each of which goes {:.3g} times as far", wanted / own)
+        costs = Message(
+            "more of what the base knew, the further it goes: compare validation losses"
+        )
         if yours.kind == "pretrain":
-            costs = "a run that diverges, should it be too much: watch the gradient norm"
+            costs = Message("a run that diverges, should it be too much: watch the gradient norm")
         why += _how_slow(yours)
     else:
-        saves, costs = "what the base knows", f"{own / wanted:.3g} times shorter updates"
+        saves, costs = (
+            Message("what the base knows"),
+            Message("{:.3g} times shorter updates", own / wanted),
+        )
     return Edit(f"optim.learning_rate={rate(wanted)}", why, saves, costs)
 
 
@@ -143,9 +161,11 @@ def _how_slow(yours: Setup) -> str:
     """What so small steps came to, where that is known."""
     steps, ratio = yours.number("steps"), yours.number("rate_ratio")
     first, last = yours.number("initial_loss"), yours.number("final_loss")
-    told = f"; now {ratio:.3g} times below" if ratio else ""
+    told = Message("; now {:.3g} times below", ratio) if ratio else ""
     if steps and first and last and last > 4:
-        told += f", and {steps:,.0f} updates of it bring the loss from {first:.3g} to {last:.3g}"
+        told += Message(
+            ", and {:,.0f} updates of it bring the loss from {:.3g} to {:.3g}", steps, first, last
+        )
     return told
 
 
@@ -159,7 +179,9 @@ def _published_rate(yours: Setup, peers: Sequence[Setup]) -> tuple[float, str] |
     if before:
         for peer in by_size:
             if ratio := peer.number("rate_ratio"):
-                return before / ratio, f"{ratio:.3g} times below pretraining, as {peer.title}"
+                return before / ratio, Message(
+                    "{:.3g} times below pretraining, as {}", ratio, peer.title
+                )
     own = yours.number("learning_rate") or 0.0
     like = [
         p for p in known if 1 / _LIKE_SIZE <= (p.number("parameters") or 0) / size <= _LIKE_SIZE
@@ -168,11 +190,13 @@ def _published_rate(yours: Setup, peers: Sequence[Setup]) -> tuple[float, str] |
     if not rates:
         return None
     middle = median(rates)
-    told = f"the median of {len(rates)} published of about this size ({rate(middle)})"
+    told = Message("the median of {} published of about this size ({})", len(rates), rate(middle))
     if own > middle:
         return middle, told
     if own < middle / _FAR:
-        return middle / 10, f"a tenth of {told}: a third of your pretraining rate may be more"
+        return middle / 10, Message(
+            "a tenth of {}: a third of your pretraining rate may be more", told
+        )
     return None  # what is usual for the base's own pretraining decides
 
 
@@ -180,15 +204,22 @@ def _precision(words: Mapping[str, Verdict]) -> Edit | None:
     verdict = words.get("precision")
     if verdict is None or verdict.word != "behind":
         return None
-    needs = "a GPU of 2020 or later, or a processor, that computes bf16"
-    return Edit("train.precision=bf16", verdict.reason, "skipped updates and the loss scale", needs)
+    needs = Message("a GPU of 2020 or later, or a processor, that computes bf16")
+    return Edit(
+        "train.precision=bf16", verdict.reason, Message("skipped updates and the loss scale"), needs
+    )
 
 
 def _clipping(words: Mapping[str, Verdict]) -> Edit | None:
     verdict = words.get("max_grad_norm")
     if verdict is None or verdict.word != "unusual":
         return None
-    return Edit("optim.max_grad_norm=1.0", verdict.reason, "a run from one bad batch", "nothing")
+    return Edit(
+        "optim.max_grad_norm=1.0",
+        verdict.reason,
+        Message("a run from one bad batch"),
+        Message("nothing"),
+    )
 
 
 def _decay(words: Mapping[str, Verdict], peers: Sequence[Setup]) -> Edit | None:
@@ -196,7 +227,9 @@ def _decay(words: Mapping[str, Verdict], peers: Sequence[Setup]) -> Edit | None:
     if verdict is None or verdict.word != "unusual":
         return None
     most = max((p.number("weight_decay") or 0.0 for p in peers), default=0.1)
-    return Edit(f"optim.weight_decay={most:g}", verdict.reason, "nothing", "nothing")
+    return Edit(
+        f"optim.weight_decay={most:g}", verdict.reason, Message("nothing"), Message("nothing")
+    )
 
 
 def _tokens(yours: Setup, words: Mapping[str, Verdict]) -> Edit | None:
@@ -209,8 +242,8 @@ def _tokens(yours: Setup, words: Mapping[str, Verdict]) -> Edit | None:
     return Edit(
         f"train.tokens={wanted:.0f}",
         verdict.reason,
-        "nothing; a smaller model.size for the same tokens is the other way",
-        f"{wanted / trained:.3g} times the updates{_as_time(yours, wanted / trained)}",
+        Message("nothing; a smaller model.size for the same tokens is the other way"),
+        Message("{:.3g} times the updates{}", wanted / trained, _as_time(yours, wanted / trained)),
     )
 
 
@@ -226,17 +259,20 @@ def _warmup(yours: Setup, words: Mapping[str, Verdict], changes: Sequence[Edit])
     if not (verdict and verdict.word == "unusual") and warmup / steps <= 0.2:
         return None
     wanted = max(1, round(_WARMUP * steps))
-    why = f"{warmup:,.0f} updates would be {warmup / steps:.0%} of {steps:,.0f}"
+    why = Message("{:,.0f} updates would be {:.0%} of {:,.0f}", warmup, warmup / steps, steps)
     return Edit(
-        f"optim.warmup_steps={wanted}", why, "updates at a rate below the one chosen", "nothing"
+        f"optim.warmup_steps={wanted}",
+        why,
+        Message("updates at a rate below the one chosen"),
+        Message("nothing"),
     )
 
 
 def _of_time(yours: Setup, share: float) -> str:
     time = yours.number("hours")
-    return f", {hours(time * share)} of {hours(time)}" if time else ""
+    return Message(", {} of {}", hours(time * share), hours(time)) if time else ""
 
 
 def _as_time(yours: Setup, factor: float) -> str:
     time = yours.number("hours")
-    return f", {hours(time * factor)} instead of {hours(time)}" if time else ""
+    return Message(", {} instead of {}", hours(time * factor), hours(time)) if time else ""

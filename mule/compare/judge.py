@@ -16,6 +16,7 @@ from mule.compare.parameters import BY_KEY, PARAMETERS
 from mule.compare.plausible import judged_loss
 from mule.compare.sourced import Setup
 from mule.compare.verdict import Verdict, Word
+from mule.message import Message, joined
 
 _WHOLE = 0.95  # epochs from which every example counts as seen
 _LIKE_SIZE, _LIKE_ROWS, _LIKE_TOKENS = 4.0, 10.0, 100.0  # factors within which setups are alike
@@ -69,30 +70,34 @@ def _against(peers: _Peers, key: str, refs: Sequence[Setup], rule: _Range) -> Ve
         return None
     low, high = known[0], known[-1]
     least, most = low.number(key) or 0.0, high.number(key) or 0.0
-    among = f" {rule.among}" if rule.among else ""
+    among = Message(" {}", rule.among) if rule.among else ""
     ends = [low] if low is high else [low, high]
     if own < least / rule.slack:
-        words = f"{_times(least, own)}less than the least published{among}, {_told(low, key)}"
+        words = Message(
+            "{}less than the least published{}, {}", _times(least, own), among, _told(low, key)
+        )
         return Verdict.of(key, rule.below, _because(words, rule.why_below), [low])
     if own > most * rule.slack:
-        words = f"{_times(own, most)}more than the most published{among}, {_told(high, key)}"
+        words = Message(
+            "{}more than the most published{}, {}", _times(own, most), among, _told(high, key)
+        )
         return Verdict.of(key, rule.above, _because(words, rule.why_above), [high])
-    between = " to ".join(_told(end, key) for end in ends)
+    between = joined(" to ", [_told(end, key) for end in ends])
     if least == most and len(known) > 1:
-        between = f"{low.shown(key)} ({low.title} and {len(known) - 1} more)"
-    return Verdict.of(key, "near", f"published{among}: {between}", ends)
+        between = Message("{} ({} and {} more)", low.shown(key), low.title, len(known) - 1)
+    return Verdict.of(key, "near", Message("published{}: {}", among, between), ends)
 
 
 def _times(large: float, small: float) -> str:
-    return f"{large / small:.3g} times " if small and large / small >= 1.05 else ""
+    return Message("{:.3g} times ", large / small) if small and large / small >= 1.05 else ""
 
 
 def _because(words: str, why: str) -> str:
-    return f"{words}: {why}" if why else words
+    return Message("{}: {}", words, why) if why else words
 
 
 def _told(setup: Setup, key: str) -> str:
-    return f"{setup.shown(key)} ({setup.title})"
+    return Message("{} ({})", setup.shown(key), setup.title)
 
 
 # ---------------------------------------------------------------- one function a parameter
@@ -105,17 +110,17 @@ def _parameters(peers: _Peers, key: str) -> Verdict | None:
     like = peers.within(peers.alike, key, _LIKE_SIZE)
     like.sort(key=lambda r: abs(math.log((r.number(key) or own) / own)))
     if like:
-        names = ", ".join(_told(setup, key) for setup in like[:3])
-        return Verdict.of(key, "near", f"published of about this size: {names}", like[:3])
+        names = joined(", ", [_told(setup, key) for setup in like[:3]])
+        return Verdict.of(key, "near", Message("published of about this size: {}", names), like[:3])
     sizes = sorted(r.number(key) or 0 for r in peers.alike if r.number(key))
-    span = f"{BY_KEY[key].show(sizes[0])} to {BY_KEY[key].show(sizes[-1])}"
+    span = Message("{} to {}", BY_KEY[key].show(sizes[0]), BY_KEY[key].show(sizes[-1]))
     return Verdict.of(
-        key, "not comparable", f"none published is within {_LIKE_SIZE:g} times: {span}"
+        key, "not comparable", Message("none published is within {:g} times: {}", _LIKE_SIZE, span)
     )
 
 
 def _rows(peers: _Peers, key: str) -> Verdict | None:
-    few = "few examples teach a manner of answering, hardly knowledge"
+    few = Message("few examples teach a manner of answering, hardly knowledge")
     return _against(peers, key, peers.related, _Range("behind", "ahead", 2.0, why_below=few))
 
 
@@ -125,13 +130,20 @@ def _learning_rate(peers: _Peers, key: str) -> Verdict | None:
         like = peers.within(refs, "parameters", _LIKE_SIZE)
         if not like and peers.yours.number("parameters"):
             sizes = sorted(r.number("parameters") or 0 for r in refs)
-            told = (
-                f"{peers.yours.shown('parameters')} against {BY_KEY['parameters'].show(sizes[0])}"
+            told = Message(
+                "{} against {}",
+                peers.yours.shown("parameters"),
+                BY_KEY["parameters"].show(sizes[0]),
             )
-            return Verdict.of(key, "not comparable", f"rates fall as models grow: {told} and more")
+            return Verdict.of(
+                key, "not comparable", Message("rates fall as models grow: {} and more", told)
+            )
         refs = like
-    slow, fast = "it learns slowly", "it may undo what the model knows, or diverge"
-    among = "" if peers.yours.kind == "adapter" else "of about this size"
+    slow, fast = (
+        Message("it learns slowly"),
+        Message("it may undo what the model knows, or diverge"),
+    )
+    among = "" if peers.yours.kind == "adapter" else Message("of about this size")
     verdict = _against(peers, key, refs, _Range("unusual", "unusual", 3.0, slow, fast, among))
     if verdict is None or verdict.word == "near" or peers.yours.kind != "fine-tune":
         return verdict
@@ -142,14 +154,16 @@ def _beside_its_pretraining(peers: _Peers, verdict: Verdict) -> Verdict:
     """An odd rate is usual where the base was pretrained at an odd one too."""
     ratio = _rate_ratio(peers, "rate_ratio")
     if ratio is None:
-        unknown = (
+        unknown = Message(
             "; what counts is how far below its own pretraining it is, which is not known here"
         )
         return replace(verdict, reason=verdict.reason + unknown)
     if ratio.word == "unusual":
         return verdict
-    usual = f"{peers.yours.shown('rate_ratio')} times below its own pretraining, as others are"
-    return replace(verdict, word="near", reason=f"{usual}; {verdict.reason}")
+    usual = Message(
+        "{} times below its own pretraining, as others are", peers.yours.shown("rate_ratio")
+    )
+    return replace(verdict, word="near", reason=Message("{}; {}", usual, verdict.reason))
 
 
 def _rate_ratio(peers: _Peers, key: str) -> Verdict | None:
@@ -160,18 +174,20 @@ def _rate_ratio(peers: _Peers, key: str) -> Verdict | None:
         return None
     middle = median(r.number(key) or 0 for r in refs)
     extreme = max(refs, key=lambda r: r.number(key) or 0)
-    shown = f"half of the published are {middle:.3g} times below or less"
+    shown = Message("half of the published are {:.3g} times below or less", middle)
     if own > 3 * middle:
-        told = f"{shown}; only {_told(extreme, key)} is as far"
+        told = Message("{}; only {} is as far", shown, _told(extreme, key))
         if own > (extreme.number(key) or 0) * 1.05:
-            told = f"{shown}, and the furthest {_told(extreme, key)}"
+            told = Message("{}, and the furthest {}", shown, _told(extreme, key))
         return Verdict.of(key, "unusual", told, [extreme])
     least = min(refs, key=lambda r: r.number(key) or 0)
     if own < (least.number(key) or 0) / 2:
         return Verdict.of(
-            key, "unusual", f"closer to pretraining than {_told(least, key)}", [least]
+            key, "unusual", Message("closer to pretraining than {}", _told(least, key)), [least]
         )
-    return Verdict.of(key, "near", f"{shown}, the furthest {_told(extreme, key)}", [extreme])
+    return Verdict.of(
+        key, "near", Message("{}, the furthest {}", shown, _told(extreme, key)), [extreme]
+    )
 
 
 def _batch_rows(peers: _Peers, key: str) -> Verdict | None:
@@ -182,7 +198,7 @@ def _batch_rows(peers: _Peers, key: str) -> Verdict | None:
     fewest = min((count for _, count in known if count), default=math.inf)
     smallest = min((size for size, _ in known if size), default=0.0)
     if own and rows and own < smallest and rows < fewest * _LIKE_ROWS:
-        words = f"as fits {rows:,.0f} examples: {rows / own:,.0f} updates an epoch"
+        words = Message("as fits {:,.0f} examples: {:,.0f} updates an epoch", rows, rows / own)
         return Verdict.of(key, "near", words)
     return _against(peers, key, peers.related, _Range("unusual", "unusual", 2.0))
 
@@ -192,7 +208,7 @@ def _batch_tokens(peers: _Peers, key: str) -> Verdict | None:
         return None
     like = peers.within(peers.alike, "trained_tokens", _LIKE_TOKENS)
     if not like:
-        words = "updates grow with the tokens of the run, and none published is as short"
+        words = Message("updates grow with the tokens of the run, and none published is as short")
         return Verdict.of(key, "not comparable", words)
     return _against(peers, key, like, _Range("unusual", "unusual", 4.0))
 
@@ -201,13 +217,15 @@ def _warmup_share(peers: _Peers, key: str) -> Verdict | None:
     own = peers.yours.number(key)
     if own is not None and peers.yours.kind == "pretrain":
         long = own > 0.1
-        words = f"{peers.yours.shown('warmup_steps')} updates; published: 2,000 of far longer runs"
+        words = Message(
+            "{} updates; published: 2,000 of far longer runs", peers.yours.shown("warmup_steps")
+        )
         return Verdict.of(key, "unusual" if long else "near", words)
-    late = "a large part of the run does not learn at its rate"
+    late = Message("a large part of the run does not learn at its rate")
     return _against(peers, key, peers.related, _Range("near", "unusual", 2.0, why_above=late))
 
 
-_AS_MANY = "with about as many examples"
+_AS_MANY = Message("with about as many examples")
 
 
 def _steps(peers: _Peers, key: str) -> Verdict | None:
@@ -229,26 +247,28 @@ def _epochs(peers: _Peers, key: str) -> Verdict | None:
     like = peers.within(peers.related, "rows", _LIKE_ROWS)
     if own < _WHOLE:
         most = [r for r in like if r.number(key)][:3]
-        told = ", ".join(_told(r, key) for r in most)
-        unseen = f"{1 - own:.0%} of the examples are never seen"
-        return Verdict.of(key, "behind", f"{unseen}; published {_AS_MANY}: {told}", most)
+        told = joined(", ", [_told(r, key) for r in most])
+        unseen = Message("{:.0%} of the examples are never seen", 1 - own)
+        return Verdict.of(
+            key, "behind", Message("{}; published {}: {}", unseen, _AS_MANY, told), most
+        )
     among = _AS_MANY if peers.yours.number("rows") else ""
-    heart = "what is read so often is learned by heart"
+    heart = Message("what is read so often is learned by heart")
     return _against(peers, key, like, _Range("near", "unusual", 1.5, "", heart, among))
 
 
 def _tokens_per_parameter(peers: _Peers, key: str) -> Verdict | None:
     if peers.yours.kind != "pretrain":
-        words = (
+        words = Message(
             "a fine-tune is measured in epochs: what its base read counts, and is not known here"
         )
         return Verdict.of(key, "not comparable", words)
-    optimal = "about 20 is the best use of compute (Chinchilla, arXiv:2203.15556)"
+    optimal = Message("about 20 is the best use of compute (Chinchilla, arXiv:2203.15556)")
     return _against(peers, key, peers.alike, _Range("behind", "ahead", 1.5, why_below=optimal))
 
 
 def _length(peers: _Peers, key: str) -> Verdict | None:
-    short = "longer examples are dropped or cut"
+    short = Message("longer examples are dropped or cut")
     return _against(peers, key, peers.related, _Range("behind", "ahead", why_below=short))
 
 
@@ -259,14 +279,18 @@ def _precision(peers: _Peers, key: str) -> Verdict | None:
         return None
     if own == "fp16":
         bf16 = [r for r in peers.related if r.get(key) == "bf16"]
-        words = (
-            f"{len(bf16)} of {len(bf16) + len(users)} published compute in bf16: fp16 overflows above "
-            "65,504, so that the loss is scaled and updates are skipped"
+        words = Message(
+            "{} of {} published compute in bf16: fp16 overflows above "
+            "65,504, so that the loss is scaled and updates are skipped",
+            len(bf16),
+            len(bf16) + len(users),
         )
         return Verdict.of(key, "behind", words, bf16[:1])
     if own == "fp32":
-        return Verdict.of(key, "near", "exact, and slower where bf16 is computed in hardware")
-    return Verdict.of(key, "near", f"as {len(users)} of the published", users[:1])
+        return Verdict.of(
+            key, "near", Message("exact, and slower where bf16 is computed in hardware")
+        )
+    return Verdict.of(key, "near", Message("as {} of the published", len(users)), users[:1])
 
 
 def _as_others(peers: _Peers, key: str) -> Verdict | None:
@@ -274,18 +298,20 @@ def _as_others(peers: _Peers, key: str) -> Verdict | None:
     own = peers.yours.get(key)
     users = [r for r in peers.related if r.get(key) == own]
     if users:
-        names = ", ".join(r.title for r in users[:3])
-        return Verdict.of(key, "near", f"as {names}", users[:1])
+        names = joined(", ", [r.title for r in users[:3]])
+        return Verdict.of(key, "near", Message("as {}", names), users[:1])
     others = sorted({str(r.get(key)) for r in peers.related if r.get(key)})
     if not others:
         return None
-    return Verdict.of(key, "unusual", f"published: {', '.join(others)}")
+    return Verdict.of(key, "unusual", Message("published: {}", ", ".join(others)))
 
 
 def _decay_on(peers: _Peers, key: str) -> Verdict | None:
     if peers.yours.get(key) != "matrices":
         return None
-    words = "norms, biases and embeddings are left alone; one group for all weights pulls them too"
+    words = Message(
+        "norms, biases and embeddings are left alone; one group for all weights pulls them too"
+    )
     everywhere = [r for r in peers.related if r.get(key) == "every weight"]
     return Verdict.of(key, "ahead" if everywhere else "near", words, everywhere[:1])
 
@@ -303,7 +329,7 @@ def _lora(peers: _Peers, key: str) -> Verdict | None:
 
 
 def _effort(peers: _Peers, key: str) -> Verdict | None:
-    return Verdict.of(key, "not comparable", "other sizes, data and machines")
+    return Verdict.of(key, "not comparable", Message("other sizes, data and machines"))
 
 
 def _loss(peers: _Peers, key: str) -> Verdict | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from mule.compare.parameters import BY_KEY
 from mule.compare.sourced import Kind, Setup
+from mule.message import Message, joined
 
 # parameter -> how much a factor of ten counts
 _WEIGHTS: dict[str, float] = {
@@ -62,5 +63,7 @@ def why_near(yours: Setup, other: Setup) -> str:
     for key in _WEIGHTS:
         one, two = yours.number(key), other.number(key)
         if one and two and abs(math.log10(one / two)) <= math.log10(3):
-            alike.append(f"{BY_KEY[key].label} {yours.shown(key)} and {other.shown(key)}")
-    return "; ".join(alike) or "the same kind of training, and nothing else alike"
+            alike.append(
+                Message("{} {} and {}", BY_KEY[key].label, yours.shown(key), other.shown(key))
+            )
+    return joined("; ", alike) or Message("the same kind of training, and nothing else alike")

@@ -19,6 +19,7 @@ from mule.config.dump import read_reasons, value_of
 from mule.config.load import Loaded, load_recipe
 from mule.config.schema import Recipe
 from mule.doctor.history import FACTS, kind_of, read_history
+from mule.message import Message
 from mule.plan import fine_tune
 from mule.run import Run
 
@@ -48,7 +49,7 @@ def from_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Setup:
     values |= _planned(loaded.recipe, str(path))
     name = loaded.recipe.name or Path(path).stem
     kind = kind_of(loaded.recipe)
-    setup = completed(Setup(name, f"the recipe {path}", kind, "recipe", values))
+    setup = completed(Setup(name, Message("the recipe {!s}", path), kind, "recipe", values))
     return _with_warmup(setup, loaded.recipe)
 
 
@@ -65,7 +66,9 @@ def from_run(run: Run) -> Setup:
     values |= _measured_data(run, history.facts, history.rows, recipe)
     values |= _machine(run, history.lineage, history.rows)
     values |= _losses(run, history.rows)
-    return completed(Setup(run.name, f"the run {run.name}", kind_of(recipe), "run", values))
+    return completed(
+        Setup(run.name, Message("the run {!s}", run.name), kind_of(recipe), "run", values)
+    )
 
 
 # ---------------------------------------------------------------- settings

@@ -6,6 +6,7 @@ import math
 
 from mule.compare.sourced import Setup
 from mule.compare.verdict import Verdict
+from mule.message import Message
 
 _UNTRAINED = 5.5  # nats: above, a model knows little more of a text than how often its tokens are
 _POOR = 4.5  # nats: no trained model of 100M or more ends a fine-tune there
@@ -28,20 +29,30 @@ def judged_loss(setup: Setup, key: str) -> Verdict | None:
 
 def perplexity(loss: float) -> str:
     """e^loss, in words."""
-    return f"perplexity {math.exp(loss):,.0f}" if loss < 20 else "perplexity beyond all bounds"
+    return (
+        Message("perplexity {:,.0f}", math.exp(loss))
+        if loss < 20
+        else Message("perplexity beyond all bounds")
+    )
 
 
 def _first(setup: Setup, loss: float) -> Verdict:
     """A trained model knows language before the first update."""
-    told = f"{loss:.3g} nats are {perplexity(loss)}"
+    told = Message("{:.3g} nats are {}", loss, perplexity(loss))
     if loss < _UNTRAINED:
-        return Verdict("initial_loss", "near", f"{told}, as a trained model may begin")
+        return Verdict("initial_loss", "near", Message("{}, as a trained model may begin", told))
     guess, known = _uniform(setup)
-    words = (
-        f"{told}: no trained model begins there. GPT-2 124M, as released, has {_GPT2} on web text "
-        f"({perplexity(_GPT2)}), larger ones less; {_larger(setup)}an untrained one begins at "
-        f"ln({known}) = {guess:.3g}. Either the base is hardly trained, or the tokenizer or the "
-        "template is not the one it was trained with"
+    words = Message(
+        "{}: no trained model begins there. GPT-2 124M, as released, has {} on web text "
+        "({}), larger ones less; {}an untrained one begins at "
+        "ln({}) = {:.3g}. Either the base is hardly trained, or the tokenizer or the "
+        "template is not the one it was trained with",
+        told,
+        _GPT2,
+        perplexity(_GPT2),
+        _larger(setup),
+        known,
+        guess,
     )
     return Verdict("initial_loss", "unusual", words, (_GPT2_SOURCE,))
 
@@ -49,33 +60,44 @@ def _first(setup: Setup, loss: float) -> Verdict:
 def _first_of_new(setup: Setup, loss: float) -> Verdict:
     """A new model guesses evenly."""
     guess, known = _uniform(setup)
-    told = f"a new model begins at ln({known}) = {guess:.3g}"
+    told = Message("a new model begins at ln({}) = {:.3g}", known, guess)
     if not setup.number("vocab_size"):
-        return Verdict("initial_loss", "near", f"{told}, where the vocabulary is that large")
+        return Verdict(
+            "initial_loss", "near", Message("{}, where the vocabulary is that large", told)
+        )
     if abs(loss - guess) <= _BEGINNING:
         return Verdict("initial_loss", "near", told)
     why = (
-        "its first weights are too large"
+        Message("its first weights are too large")
         if loss > guess
-        else "it is not new, or the first update logged is not the first"
+        else Message("it is not new, or the first update logged is not the first")
     )
-    return Verdict("initial_loss", "unusual", f"{told}; {loss:.3g} is far from it: {why}")
+    return Verdict(
+        "initial_loss",
+        "unusual",
+        Message("{}; {:.3g} is far from it: {}", told, loss, why),
+    )
 
 
 def _last(setup: Setup, loss: float) -> Verdict | None:
-    told = f"{loss:.3g} nats are {perplexity(loss)}"
+    told = Message("{:.3g} nats are {}", loss, perplexity(loss))
     if loss < _BY_HEART:
-        words = f"{told}: the text is known by heart, or the answers stand in the prompts"
+        words = Message("{}: the text is known by heart, or the answers stand in the prompts", told)
         return Verdict("final_loss", "unusual", words)
     if loss < _POOR:
         return Verdict("final_loss", "near", told)
     if setup.kind == "pretrain":
-        short = f"{told}: little is learned yet (GPT-2 124M has {_GPT2} on web text)"
+        short = Message("{}: little is learned yet (GPT-2 124M has {} on web text)", told, _GPT2)
         return Verdict("final_loss", "behind", short, (_GPT2_SOURCE,))
-    words = (
-        f"{told}: at every token as unsure as among {math.exp(loss):,.0f} equal choices, and worse "
-        f"than GPT-2 124M on web text ({_GPT2}, {perplexity(_GPT2)}); {_larger(setup)}it is no aim "
-        "for a trained model"
+    words = Message(
+        "{}: at every token as unsure as among {:,.0f} equal choices, and worse "
+        "than GPT-2 124M on web text ({}, {}); {}it is no aim "
+        "for a trained model",
+        told,
+        math.exp(loss),
+        _GPT2,
+        perplexity(_GPT2),
+        _larger(setup),
     )
     return Verdict("final_loss", "unusual", words, (_GPT2_SOURCE,))
 
@@ -83,8 +105,8 @@ def _last(setup: Setup, loss: float) -> Verdict | None:
 def _larger(setup: Setup) -> str:
     """What is often said of large models with such figures."""
     size = setup.number("parameters") or 0
-    of_this = "this one" if size >= 1e9 else "a pretrained 7B to 13B model"
-    return f"said of {of_this} it is implausible; "
+    of_this = Message("this one") if size >= 1e9 else Message("a pretrained 7B to 13B model")
+    return Message("said of {} it is implausible; ", of_this)
 
 
 def _uniform(setup: Setup) -> tuple[float, str]:

@@ -15,6 +15,7 @@ from mule.config.dump import idle_keys, value_of
 from mule.config.knobs import knobs
 from mule.config.schema import Recipe
 from mule.doctor.history import History, read_history
+from mule.message import Message
 from mule.run import Run
 
 _SEED = "train.seed"
@@ -167,37 +168,51 @@ def _words(
     if len(groups) == 1:
         seeds = len(next(iter(groups.values())))
         if seeds == 1:
-            return ["The same settings and the same seed: nothing differs but the machine's doing."]
-        return [f"The same settings with {seeds} seeds: what differs is chance."]
+            return [
+                Message(
+                    "The same settings and the same seed: nothing differs but the machine's doing."
+                )
+            ]
+        return [Message("The same settings with {} seeds: what differs is chance.", seeds)]
     said = [_sentence(verdict, label) for verdict in verdicts]
     if not _same_data(runs):
         said.append(
-            f"The data differs, so that the {label} is of other texts: it says little of the settings."
+            Message(
+                "The data differs, so that the {} is of other texts: it says little of the settings.",
+                label,
+            )
         )
     return said
 
 
 def _sentence(verdict: statistics.Verdict, label: str) -> str:
     difference, interval = verdict.difference, verdict.difference.interval
-    names = f"{difference.second} against {difference.first}"
+    names = Message("{!s} against {!s}", difference.second, difference.first)
     if interval is None:
-        return (
-            f"{names}: no seed is common to both, and nothing is paired; give both the same seeds."
+        return Message(
+            "{}: no seed is common to both, and nothing is paired; give both the same seeds.", names
         )
-    shown = f"{names}: {label} {interval.mean:+.4f}"
+    shown = Message("{}: {} {:+.4f}", names, label, interval.mean)
     if interval.half_width is None:
-        return (
-            f"{shown} with one seed. The seed alone may do that: train both with train.seed=1 and "
-            "train.seed=2 too, and compare all six."
+        return Message(
+            "{} with one seed. The seed alone may do that: train both with train.seed=1 and "
+            "train.seed=2 too, and compare all six.",
+            shown,
         )
-    told = f"{shown} ± {interval.half_width:.4f} over {interval.n} seeds (p = {verdict.adjusted_p:.2g})"
+    told = Message(
+        "{} ± {:.4f} over {} seeds (p = {:.2g})",
+        shown,
+        interval.half_width,
+        interval.n,
+        verdict.adjusted_p,
+    )
     if verdict.is_beyond_noise:
-        better = "lower" if interval.mean < 0 else "higher"
-        return f"{told}: {better} beyond what seeds do."
+        better = Message("lower") if interval.mean < 0 else Message("higher")
+        return Message("{}: {} beyond what seeds do.", told, better)
     seen = ""
     if verdict.detectable:
-        seen = f"; with these seeds {verdict.detectable:.3g} would have been seen"
-    return f"{told}: no measurable difference{seen}."
+        seen = Message("; with these seeds {:.3g} would have been seen", verdict.detectable)
+    return Message("{}: no measurable difference{}.", told, seen)
 
 
 def _same_data(runs: Sequence[Told]) -> bool:

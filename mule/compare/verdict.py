@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mule.compare.sourced import Setup
+from mule.message import Message
 
 Word = Literal["near", "ahead", "behind", "unusual", "not comparable"]
 
@@ -26,6 +27,10 @@ class Verdict:
         sources = []
         for setup in cited:
             if (value := setup.values.get(key)) is not None:
-                rests = "" if value.checked else f"; not read there, it rests on: {value.rests_on}"
-                sources.append(f"{setup.title}: {value.source}{rests}")
+                rests = (
+                    ""
+                    if value.checked
+                    else Message("; not read there, it rests on: {}", value.rests_on)
+                )
+                sources.append(Message("{}: {}{}", setup.title, value.source, rests))
         return cls(key, word, reason, tuple(dict.fromkeys(sources)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mule.doctor.history import History
 from mule.doctor.phases import warmup_steps
+from mule.message import Message
 
 _FEWEST_REPORTS, _LATER = 3, 3  # the last third of the reports
 _FEWEST_TOKENS = 200  # for each expert, if all had their share
@@ -56,10 +57,14 @@ def load(history: History) -> Load | None:
 def remedy(history: History) -> str:
     """The setting that spreads the tokens, given the one in use."""
     if history.kind == "adapter":
-        return "its router is frozen: choose another base, or train all weights: adapter.kind=none"
+        return Message(
+            "its router is frozen: choose another base, or train all weights: adapter.kind=none"
+        )
     moe = history.recipe.model.moe
     if moe.balance == "bias":
         return f"model.moe.bias_rate={10 * (moe.bias_rate or _BIAS_RATE):g}"
     if moe.balance == "none":
         return "model.moe.balance=bias"
-    return f"model.moe.aux_loss={10 * (moe.aux_loss or _AUX_LOSS):g}; or model.moe.balance=bias"
+    return Message(
+        "model.moe.aux_loss={:g}; or model.moe.balance=bias", 10 * (moe.aux_loss or _AUX_LOSS)
+    )

@@ -34,6 +34,19 @@ def token() -> str | None:
     return None
 
 
+def has_token() -> bool:
+    """Whether there is one: in a `.env`, the environment or the library's login. Asks nobody.
+
+    Raises UserError as `token` does.
+    """
+    from huggingface_hub import constants
+
+    if token() or os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return True
+    login = Path(constants.HF_TOKEN_PATH)
+    return login.is_file() and bool(login.read_text(encoding="utf-8", errors="replace").strip())
+
+
 def _token_in(file: Path) -> str | None:
     if not file.is_file():
         return None

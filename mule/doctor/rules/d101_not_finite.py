@@ -17,6 +17,7 @@ import re
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
 from mule.doctor.phases import lower_rate
+from mule.message import Message, joined
 
 _NOT_A_NUMBER = re.compile(r"\b(nan|-?inf|not finite)\b")
 _SHOWN = 20
@@ -38,15 +39,20 @@ def _check(history: History) -> Found | None:
     told = []
     if refused:
         told.append(
-            f"{len(refused)} of {history.step} updates were refused ({refused[0]['cause']})"
+            Message(
+                "{} of {} updates were refused ({!s})",
+                len(refused),
+                history.step,
+                refused[0]["cause"],
+            )
         )
     if unmeasured:
-        told.append(f"the validation loss was not finite {len(unmeasured)} times")
+        told.append(Message("the validation loss was not finite {} times", len(unmeasured)))
     in_fp16 = history.recipe.train.precision == "fp16"
     return Found(
         "alarm" if len(steps) > 1 or unmeasured else "warning",
         min([*steps, *unmeasured]),
-        "; ".join(told),
+        joined("; ", told),
         "train.precision=fp32" if in_fp16 else lower_rate(history, 2),
         {"updates": steps[:_SHOWN], "validations": unmeasured[:_SHOWN]},
     )

@@ -20,6 +20,7 @@ from mule.doctor import signals
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History, Series
 from mule.doctor.phases import higher_rate, recent, start, warmup_steps
+from mule.message import Message
 
 _LEAST_FALL = {"pretrain": 0.05, "fine-tune": 0.03, "adapter": 0.03}  # share of the first loss
 _LEAST_VALIDATED, _LEAST_TRAINED = 0.01, 0.01
@@ -42,8 +43,13 @@ def _check(history: History) -> Found | None:
     return Found(
         "warning",
         warmup_steps(history) + 1,
-        f"the loss has not fallen: {before:.4f} at the start, {after:.4f} in the last {len(now)} "
-        f"updates (±{2 * error:.4f})",
+        Message(
+            "the loss has not fallen: {:.4f} at the start, {:.4f} in the last {} updates (±{:.4f})",
+            before,
+            after,
+            len(now),
+            2 * error,
+        ),
         higher_rate(history, 3),
         {"first_loss": before, "loss": after, "error": error},
     )
@@ -68,7 +74,7 @@ def _hardly_trained(history: History) -> Found | None:
     return Found(
         "warning",
         1,
-        f"{share:.2%} of the weights are trained: train.freeze holds the rest ({held})",
+        Message("{:.2%} of the weights are trained: train.freeze holds the rest ({})", share, held),
         "train.freeze=[]",
         dict(trained),
     )

@@ -19,6 +19,7 @@ from mule.doctor import signals
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History, Series
 from mule.doctor.phases import after_warmup, block_error, lower_rate
+from mule.message import Message
 
 _FEWEST_UPDATES = 48
 _SWING_ERRORS, _LEAST_SWING, _FEWEST_SWINGS = 6.0, 0.04, 3
@@ -47,8 +48,15 @@ def _swings(history: History, loss: Series) -> Found | None:
     return Found(
         "warning",
         turns[0][0],
-        f"the loss swings: {len(turns)} times up or down by more than {least:.3f} since update "
-        f"{turns[0][0]}, between {min(values):.3f} and {max(values):.3f}",
+        Message(
+            "the loss swings: {} times up or down by more than {:.3f} since update "
+            "{}, between {:.3f} and {:.3f}",
+            len(turns),
+            least,
+            turns[0][0],
+            min(values),
+            max(values),
+        ),
         lower_rate(history, 2),
         {"turns": turns[:20]},
     )
@@ -91,10 +99,20 @@ def _spikes(history: History, loss: Series) -> Found | None:
     return Found(
         "warning",
         found[0][0],
-        f"the loss spikes: {len(found)} of {len(loss)} updates lie more than {_SPIKE_NOISES:g} times "
-        f"the usual noise ({noise:.3f}) above their neighbours, the first {found[0][1]:.3f} at update "
-        f"{found[0][0]}",
-        f"read the rows of update {found[0][0]}; {lower_rate(history, 2)} if they are sound",
+        Message(
+            "the loss spikes: {} of {} updates lie more than {:g} times "
+            "the usual noise ({:.3f}) above their neighbours, the first {:.3f} at update "
+            "{}",
+            len(found),
+            len(loss),
+            _SPIKE_NOISES,
+            noise,
+            found[0][1],
+            found[0][0],
+        ),
+        Message(
+            "read the rows of update {}; {} if they are sound", found[0][0], lower_rate(history, 2)
+        ),
         {"spikes": found[:20]},
     )
 
@@ -110,8 +128,11 @@ def _noise_grown(history: History, loss: Series) -> Found | None:
     return Found(
         "warning",
         last.steps[0],
-        f"the loss jumps from update to update by {now:.3f}, {now / max(usual, 1e-9):.1f} times as "
-        "much as before",
+        Message(
+            "the loss jumps from update to update by {:.3f}, {:.1f} times as much as before",
+            now,
+            now / max(usual, 1e-9),
+        ),
         lower_rate(history, 2),
         {"noise": now, "noise_before": usual},
     )

@@ -20,6 +20,7 @@ from mule.doctor import signals
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History, Series
 from mule.doctor.phases import block_error, lower_rate, recent, start
+from mule.message import Message
 
 _FEWEST_UPDATES, _FEWEST_TO_COME_BACK = 20, 96
 _ERRORS, _LEAST_RISE, _LEAST_OF_FALL = 6.0, 0.04, 0.1
@@ -55,8 +56,14 @@ def _check(history: History) -> Found | None:
     return Found(
         "alarm" if lost else "warning",
         began,
-        f"the loss rose from {lowest:.3f} (around update {best_step}) to {now:.3f} in the last "
-        f"{len(last)} updates" + (f"; it began at {first:.3f}" if lost else ""),
+        Message(
+            "the loss rose from {:.3f} (around update {}) to {:.3f} in the last {} updates",
+            lowest,
+            best_step,
+            now,
+            len(last),
+        )
+        + (Message("; it began at {:.3f}", first) if lost else ""),
         lower_rate(history, 2),
         {
             "lowest": lowest,
@@ -86,8 +93,13 @@ def _came_back(history: History, points: Series, error: float) -> Found | None:
     return Found(
         "warning",
         began,
-        f"the loss rose from {lowest:.3f} to {highest:.3f} at update {began}, and was back only at "
-        f"update {step}",
+        Message(
+            "the loss rose from {:.3f} to {:.3f} at update {}, and was back only at update {}",
+            lowest,
+            highest,
+            began,
+            step,
+        ),
         lower_rate(history, 2),
         {"lowest": lowest, "highest": highest, "back_at": step, "error": error},
     )

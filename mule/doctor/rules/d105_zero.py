@@ -21,6 +21,7 @@ from mule.doctor import signals
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History, Series
 from mule.doctor.phases import recent
+from mule.message import Message
 
 _NOTHING = {"pretrain": 0.1, "fine-tune": 0.02, "adapter": 0.02}  # nats a token
 _FEWEST_UPDATES, _FEWEST_VALIDATIONS = 8, 2
@@ -47,10 +48,10 @@ def _nothing(history: History, loss: Series) -> Found | None:
     held_out = len(valid) > 0 and valid.values[-1] < 2 * least
     if not is_new and not held_out:
         return None
-    beside = f", the validation loss {valid.values[-1]:.4f}" if held_out else ""
+    beside = Message(", the validation loss {:.4f}", valid.values[-1]) if held_out else ""
     return _found(
         zero,
-        f"the training loss is {level:.4f}{beside}",
+        Message("the training loss is {:.4f}{}", level, beside),
         {"loss": level, "below": least, "epoch": epochs[0] if epochs else None},
     )
 
@@ -71,14 +72,18 @@ def _unlike_validation(history: History, loss: Series) -> Found | None:
         return None
     return _found(
         at,
-        f"in the first epoch, on rows it had never seen, the training loss was {level:.3f}, while the "
-        f"validation loss was {validated:.3f} and did not fall",
+        Message(
+            "in the first epoch, on rows it had never seen, the training loss was {:.3f}, while the "
+            "validation loss was {:.3f} and did not fall",
+            level,
+            validated,
+        ),
         {"loss": level, "val_loss": validated},
     )
 
 
 def _found(step: int, what: str, evidence: dict[str, Any]) -> Found:
-    what += ": the answer stands in the input, or hardly anything is trained"
+    what += Message(": the answer stands in the input, or hardly anything is trained")
     return Found("alarm", step, what, "mule data preview RECIPE", evidence)
 
 

@@ -26,6 +26,7 @@ from mule.doctor import signals
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
 from mule.doctor.phases import after_warmup, block_error, peak_rate, rate_at, recent, start
+from mule.message import Message
 
 _FEWEST_UPDATES, _FEWEST_VALIDATIONS = 60, 3
 _FEWEST_TO_BE_STUCK, _MOST_OF_IT = 100, 0.6  # models may pause for a while, and learn on
@@ -62,9 +63,15 @@ def _stuck(history: History) -> Found | None:
     return Found(
         "warning",
         begun,
-        f"the loss has stood at {level:.3f} (±{band:.3f}) since update {begun}, at the full learning "
-        f"rate; it had begun at {first:.3f}",
-        "mule data preview RECIPE, to see what is learned",
+        Message(
+            "the loss has stood at {:.3f} (±{:.3f}) since update {}, at the full learning "
+            "rate; it had begun at {:.3f}",
+            level,
+            band,
+            begun,
+            first,
+        ),
+        Message("mule data preview RECIPE, to see what is learned"),
         {"loss": level, "band": band, "first_loss": first},
     )
 
@@ -84,8 +91,13 @@ def _held_back(history: History) -> Found | None:
     return Found(
         "warning",
         valid.steps[0],
-        f"a dropout of {dropout:g} holds the model back: it does not do better on its own rows "
-        f"({now:.3f}) than on others ({valid.values[-1]:.3f})",
+        Message(
+            "a dropout of {:g} holds the model back: it does not do better on its own rows "
+            "({:.3f}) than on others ({:.3f})",
+            dropout,
+            now,
+            valid.values[-1],
+        ),
         f"{name}=0",
         {"dropout": dropout, "loss": now, "val_loss": valid.values[-1]},
     )
@@ -113,9 +125,14 @@ def _flat_at_high_rate(history: History) -> Found | None:
     return Found(
         "note",
         begun,
-        f"the loss moved by {moved:.4f} since update {begun} ({now:.3f} now) at a learning rate above "
-        "half its peak",
-        f"optim.schedule=wsd {lower}" if constant else f"{lower}, for one more epoch",
+        Message(
+            "the loss moved by {:.4f} since update {} ({:.3f} now) at a learning rate above "
+            "half its peak",
+            moved,
+            begun,
+            now,
+        ),
+        f"optim.schedule=wsd {lower}" if constant else Message("{}, for one more epoch", lower),
         {"moved": moved, "loss": now},
     )
 

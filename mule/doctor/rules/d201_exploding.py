@@ -18,6 +18,7 @@ from mule.doctor import signals
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History, Series
 from mule.doctor.phases import after_warmup, block_error, lower_rate, recent
+from mule.message import Message
 
 _FEWEST_UPDATES = 24
 _GROWN, _ERRORS = 10.0, 6.0
@@ -45,8 +46,13 @@ def _check(history: History) -> Found | None:
     return Found(
         "warning",
         began,
-        f"the gradient norm grew {math.exp(now - lowest):.0f}-fold, from {math.exp(lowest):.3g} "
-        f"(around update {low_step}) to {math.exp(now):.3g}",
+        Message(
+            "the gradient norm grew {:.0f}-fold, from {:.3g} (around update {}) to {:.3g}",
+            math.exp(now - lowest),
+            math.exp(lowest),
+            low_step,
+            math.exp(now),
+        ),
         lower_rate(history, 2),
         {"lowest": math.exp(lowest), "lowest_step": low_step, "grad_norm": math.exp(now)},
     )

@@ -5,8 +5,8 @@ median norm of the last updates is zero or below 1e-5, where AdamW's optim.eps b
 updates; or it is a hundredth of what it was in the first quarter of the run.
 Why it matters: what should learn gets no signal: a graph that is cut, weights that are held, an
 adapter on modules that are never used, numbers that underflow. The loss stays where it is.
-What to do: look at train.freeze and adapter.lora.targets; in fp16 take train.precision=bf16 or
-fp32.
+What to do: look at train.freeze and adapter.lora.target_modules; in fp16 take train.precision=bf16
+or fp32.
 Source: unslothai/unsloth issue 1282 (gradient norm is zero); Kingma and Ba 2015 (arXiv 1412.6980),
 section 2, on the size of AdamW's updates and eps.
 """
@@ -17,6 +17,7 @@ from mule.doctor import signals
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
 from mule.doctor.phases import recent, start
+from mule.message import Message
 
 _FEWEST_UPDATES = 10
 _SWALLOWED, _SHRUNK = 1e-5, 0.01
@@ -37,13 +38,21 @@ def _check(history: History) -> Found | None:
         return None
     last_sound = max((s for s, v in zip(norms.steps, norms.values) if v >= limit), default=0)
     freeze = history.recipe.train.freeze
-    held = f"train.freeze=[] (it holds {', '.join(freeze)})" if freeze else "train.precision=fp32"
-    adapter = "adapter.lora.targets=auto" if history.kind == "adapter" else held
+    held = (
+        Message("train.freeze=[] (it holds {})", ", ".join(freeze))
+        if freeze
+        else "train.precision=fp32"
+    )
+    adapter = "adapter.lora.target_modules=all-linear" if history.kind == "adapter" else held
     return Found(
         "alarm",
         min(last_sound + 1, history.step),
-        f"the gradient norm is {now:.2g} at a loss of {left:.3f}: nothing reaches the weights"
-        + (f" (it was {before:.2g})" if before > limit else ""),
+        Message(
+            "the gradient norm is {:.2g} at a loss of {:.3f}: nothing reaches the weights",
+            now,
+            left,
+        )
+        + (Message(" (it was {:.2g})", before) if before > limit else ""),
         adapter,
         {"grad_norm": now, "first_grad_norm": before, "loss": left},
     )

@@ -18,6 +18,7 @@ from mule.doctor import signals
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
 from mule.doctor.phases import after_warmup
+from mule.message import Message
 
 _FEWEST_UPDATES = 24
 _ALWAYS, _FAR_ABOVE = 0.95, 10.0
@@ -36,8 +37,14 @@ def _check(history: History) -> Found | None:
     return Found(
         "warning" if middle > _FAR_ABOVE * limit else "note",
         next(s for s, v in zip(norms.steps, norms.values) if v > limit),
-        f"{share:.0%} of the later updates were clipped: the median norm is {middle:.3g}, "
-        f"{middle / limit:.3g} times optim.max_grad_norm = {limit:g}",
+        Message(
+            "{:.0%} of the later updates were clipped: the median norm is {:.3g}, "
+            "{:.3g} times optim.max_grad_norm = {:g}",
+            share,
+            middle,
+            middle / limit,
+            limit,
+        ),
         f"optim.max_grad_norm={wanted:.2g}",
         {"share_clipped": share, "grad_norm": middle, "max_grad_norm": limit},
     )

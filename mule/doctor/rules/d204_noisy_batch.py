@@ -21,6 +21,7 @@ from mule.doctor import signals
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History, Series
 from mule.doctor.phases import after_warmup
+from mule.message import Message
 
 _FEWEST_UPDATES = 32
 _NATS, _SHARE = 0.2, 0.4
@@ -43,9 +44,16 @@ def _check(history: History) -> Found | None:
     return Found(
         "warning" if of_limit >= 1 else "note",
         loss.steps[0],
-        f"the loss differs by {noise:.2f} nats from update to update, at a level of "
-        f"{signals.median(loss.values):.2f}; an update has {targets:.0f} trained tokens",
-        f"train.step_rows={rows * factor}" if rows else f"{factor} times as many rows an update",
+        Message(
+            "the loss differs by {:.2f} nats from update to update, at a level of "
+            "{:.2f}; an update has {:.0f} trained tokens",
+            noise,
+            signals.median(loss.values),
+            targets,
+        ),
+        f"train.step_rows={rows * factor}"
+        if rows
+        else Message("{} times as many rows an update", factor),
         {"noise": noise, "targets": targets, "step_rows": rows},
     )
 

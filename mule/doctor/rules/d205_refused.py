@@ -16,6 +16,7 @@ from __future__ import annotations
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
 from mule.doctor.phases import lower_rate
+from mule.message import Message
 
 _GUARDED_FROM = 128  # updates, before which none is called a spike
 _SHARE, _FEWEST = 0.02, 5
@@ -33,8 +34,13 @@ def _check(history: History) -> Found | None:
         return Found(
             "alarm",
             steps[0],
-            f"the run went back {len(back)} times, first from update {steps[0]} to {back[0]['to']}: "
-            f"{back[0]['cause']}",
+            Message(
+                "the run went back {} times, first from update {} to {}: {!s}",
+                len(back),
+                steps[0],
+                back[0]["to"],
+                back[0]["cause"],
+            ),
             lower_rate(history, 2),
             {"rolled_back": steps, "refused": refused[:20]},
         )
@@ -44,7 +50,7 @@ def _check(history: History) -> Found | None:
     return Found(
         "warning",
         refused[0],
-        f"{len(refused)} of {guarded} updates were refused as spikes",
+        Message("{} of {} updates were refused as spikes", len(refused), guarded),
         lower_rate(history, 2),
         {"refused": refused[:20], "max_spike": history.recipe.optim.max_spike},
     )

@@ -21,6 +21,7 @@ from mule.doctor import signals
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History, Series
 from mule.doctor.phases import WEIGHT_SIZE, block_error, lower_rate, peak_rate, warmup_steps
+from mule.message import Message
 
 _FEWEST_UPDATES = 20
 _FULL_RATE = 0.5  # share of the peak
@@ -52,8 +53,12 @@ def _beyond_the_weights(history: History) -> Found | None:
     return Found(
         "warning",
         next((s for s, v in zip(rates.steps, rates.values) if v > limit), rates.steps[0]),
-        f"a learning rate of {rate:.2g}: each update moves every weight by about as much, and weights "
-        f"are about {limit:g} large",
+        Message(
+            "a learning rate of {:.2g}: each update moves every weight by about as much, and weights "
+            "are about {:g} large",
+            rate,
+            limit,
+        ),
         lower_rate(history, 10),
         {"learning_rate": rate, "limit": limit},
     )
@@ -76,8 +81,13 @@ def _above_the_start(history: History, loss: Series, high: Series) -> Found | No
     return Found(
         "warning",
         above[0],
-        f"at the full learning rate the loss rose from {lowest:.3f} to {highest:.3f}, and lay above "
-        f"the start for {updates} updates",
+        Message(
+            "at the full learning rate the loss rose from {:.3f} to {:.3f}, and lay above "
+            "the start for {} updates",
+            lowest,
+            highest,
+            updates,
+        ),
         lower_rate(history, 3),
         {"lowest_before": lowest, "highest": highest, "updates_above": updates},
     )
@@ -101,8 +111,12 @@ def _falls_only_late(history: History, loss: Series, high: Series) -> Found | No
     return Found(
         "warning",
         middle.steps[0],
-        f"the loss stood at {level:.3f} at the full learning rate, and fell by {fallen:.3f} only when "
-        "the rate went down",
+        Message(
+            "the loss stood at {:.3f} at the full learning rate, and fell by {:.3f} only when "
+            "the rate went down",
+            level,
+            fallen,
+        ),
         lower_rate(history, 3),
         {"loss_at_full_rate": level, "late_fall": fallen},
     )

@@ -18,6 +18,7 @@ from __future__ import annotations
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
 from mule.doctor.phases import WEIGHT_SIZE, bend, higher_rate, peak_rate, warmup_steps
+from mule.message import Message
 
 _FEWEST_UPDATES, _AFTER_WARMUP, _SHARE = 80, 40, 0.25
 _MOST = 0.35  # of the first loss: a run that fell so far has left its start
@@ -34,8 +35,13 @@ def _check(history: History) -> Found | None:
     return Found(
         "warning",
         warmup_steps(history) + 1,
-        f"the loss falls in a straight line: by {found.fall:.3f} from {found.first:.3f}, "
-        f"{found.half:.0%} of it with the first half of the learning rate spent",
+        Message(
+            "the loss falls in a straight line: by {:.3f} from {:.3f}, "
+            "{:.0%} of it with the first half of the learning rate spent",
+            found.fall,
+            found.first,
+            found.half,
+        ),
         higher_rate(history, 3),
         {
             "first_loss": found.first,

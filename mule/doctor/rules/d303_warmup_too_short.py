@@ -17,6 +17,7 @@ from mule.doctor import signals
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
 from mule.doctor.phases import warmup_steps
+from mule.message import Message
 
 _FEWEST_UPDATES = 60
 _USUAL, _LEAST = 0.05, 20
@@ -39,8 +40,14 @@ def _check(history: History) -> Found | None:
     return Found(
         "warning",
         above[0],
-        f"after a warm-up of {warm} updates the loss shot up from {first:.3f} to {highest:.3f}, and "
-        f"was back after update {above[-1]}",
+        Message(
+            "after a warm-up of {} updates the loss shot up from {:.3f} to {:.3f}, and "
+            "was back after update {}",
+            warm,
+            first,
+            highest,
+            above[-1],
+        ),
         f"optim.warmup_steps={usual}",
         {"warmup_steps": warm, "first_loss": first, "highest": highest, "back_at": above[-1]},
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
 from mule.doctor.phases import peak_rate, warmup_steps
+from mule.message import Message
 
 _MOST, _FEW = 0.25, 5
 _USUAL = 0.05
@@ -25,10 +26,16 @@ def _check(history: History) -> Found | None:
     return Found(
         "warning",
         1,
-        f"the warm-up takes {warm} of {total} updates ({warm / total:.0%}); the rate of "
-        f"{peak_rate(history):.2g} is reached when most of the run is over"
+        Message(
+            "the warm-up takes {} of {} updates ({:.0%}); the rate of "
+            "{:.2g} is reached when most of the run is over",
+            warm,
+            total,
+            warm / total,
+            peak_rate(history),
+        )
         if warm > total / 2
-        else f"the warm-up takes {warm} of {total} updates ({warm / total:.0%})",
+        else Message("the warm-up takes {} of {} updates ({:.0%})", warm, total, warm / total),
         f"optim.warmup_steps={max(1, round(_USUAL * total))}",
         {"warmup_steps": warm, "updates": total},
     )

@@ -17,6 +17,7 @@ from mule.doctor import signals
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
 from mule.doctor.phases import bend
+from mule.message import Message
 
 _FEW = 60
 _WANTED = 100  # updates
@@ -34,11 +35,11 @@ def _check(history: History) -> Found | None:
         return None
     rows = history.recipe.train.step_rows or 1
     fewer = max(1, rows * total // _WANTED)
-    what = f"the run has {total} updates"
+    what = Message("the run has {} updates", total)
     if found is not None and straight:
-        what += f", and the second half still brought {1 - found.half:.0%} of the fall"
+        what += Message(", and the second half still brought {:.0%} of the fall", 1 - found.half)
     else:
-        what += f", fewer than the {memory:.0f} that AdamW's second moment remembers"
+        what += Message(", fewer than the {:.0f} that AdamW's second moment remembers", memory)
     return Found(
         "warning" if straight or _is_falling(history) else "note",
         history.step,

@@ -17,6 +17,7 @@ import itertools
 
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
+from mule.message import Message
 
 _LEAST_RISE, _TIMES_BEFORE = 0.02, 2.0  # of the best loss; of the largest rise before it
 
@@ -38,8 +39,14 @@ def _check(history: History) -> Found | None:
     return Found(
         "warning" if is_grave else "note",
         told[0]["step"],
-        f"the validation loss rose from {best:.4f} (update {valid.steps[place]}) to {now:.4f}, "
-        f"by {rise / best:.1%}, while the training loss fell",
+        Message(
+            "the validation loss rose from {:.4f} (update {}) to {:.4f}, "
+            "by {:.1%}, while the training loss fell",
+            best,
+            valid.steps[place],
+            now,
+            rise / best,
+        ),
         _remedy(history, valid.steps[place]),
         {"best": best, "best_step": valid.steps[place], "val_loss": now, "epochs": epochs[-1:]},
     )
@@ -49,8 +56,10 @@ def _remedy(history: History, best_step: int) -> str:
     adapter = history.kind == "adapter"
     dropout = "adapter.lora.dropout" if adapter else "train.dropout"
     if history.recipe.evaluate.patience is None:
-        return f"evaluate.patience=2 train.steps={best_step}; or {dropout}=0.1 and more rows"
-    return f"train.steps={best_step}; or {dropout}=0.1 and more rows"
+        return Message(
+            "evaluate.patience=2 train.steps={}; or {}=0.1 and more rows", best_step, dropout
+        )
+    return Message("train.steps={}; or {}=0.1 and more rows", best_step, dropout)
 
 
 RULE = Rule("D401", "overfitting", _check, needs=("loss", "val_loss"))

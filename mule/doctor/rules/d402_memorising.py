@@ -17,6 +17,7 @@ from mule.doctor import signals
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
 from mule.doctor.phases import recent, start
+from mule.message import Message
 
 _LEAST_EPOCHS = 2.0
 _KNOWN, _SHARE_OF_FIRST = 0.25, 0.1  # nats a token
@@ -34,15 +35,23 @@ def _check(history: History) -> Found | None:
     if len(valid) and valid.values[-1] < _BESIDE_VALIDATION * now:
         return None
     begun = next(s for s, v in zip(loss.steps, loss.values) if v < _KNOWN)
-    beside = f" (validation: {valid.values[-1]:.3f})" if len(valid) else ""
+    beside = Message(" (validation: {:.3f})", valid.values[-1]) if len(valid) else ""
     fewer = max(1, round(history.step / epochs.values[-1]))
     hold_out = "" if len(valid) else " data.valid_share=0.1"
     return Found(
         "warning",
         begun,
-        f"the training loss is {now:.3f}{beside} after {epochs.values[-1]:.1f} passes over the "
-        f"same rows, {first:.2f} at the start: they are known by heart",
-        f"train.steps={fewer}{hold_out}: one pass, and as many more as validation allows",
+        Message(
+            "the training loss is {:.3f}{} after {:.1f} passes over the "
+            "same rows, {:.2f} at the start: they are known by heart",
+            now,
+            beside,
+            epochs.values[-1],
+            first,
+        ),
+        Message(
+            "train.steps={}{}: one pass, and as many more as validation allows", fewer, hold_out
+        ),
         {"loss": now, "first_loss": first, "epochs": epochs.values[-1]},
     )
 

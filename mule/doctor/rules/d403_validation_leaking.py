@@ -17,6 +17,7 @@ import math
 
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
+from mule.message import Message
 
 _MANY, _FEWEST = 0.05, 2
 _ERRORS = 3.0
@@ -33,12 +34,19 @@ def _check(history: History) -> Found | None:
         return None
     is_grave = share >= _MANY and max(equal, near) >= _FEWEST
     scanned = data["scanned_share"]
-    part = "" if scanned == 1 else f", looked for in {scanned:.0%} of them"
+    part = "" if scanned == 1 else Message(", looked for in {:.0%} of them", scanned)
     return Found(
         "warning" if is_grave else "note",
         1,
-        f"{equal:,} of {asked:,} validation items are training items word for word, and {near:,} "
-        f"of {judged:,} long ones share half of their passages with the training rows{part}",
+        Message(
+            "{:,} of {:,} validation items are training items word for word, and {:,} "
+            "of {:,} long ones share half of their passages with the training rows{}",
+            equal,
+            asked,
+            near,
+            judged,
+            part,
+        ),
         _remedy(history),
         {"equal": equal, "items": asked, "near": near, "judged": judged},
     )
@@ -57,10 +65,10 @@ def _remedy(history: History) -> str:
     files = history.recipe.data.train
     if given := history.recipe.data.valid:
         clean = f"mule data mix {files[0]} --out clean --decontaminate {given[0]}"
-        return (
-            f"{clean}, then data.train=[clean]; or remove data.valid and set data.valid_share=0.1"
+        return Message(
+            "{}, then data.train=[clean]; or remove data.valid and set data.valid_share=0.1", clean
         )
-    return f"mule data mix {files[0]} --out clean, which leaves near duplicates out"
+    return Message("mule data mix {} --out clean, which leaves near duplicates out", files[0])
 
 
 RULE = Rule("D403", "validation was trained on", _check, needs=("facts.data",))

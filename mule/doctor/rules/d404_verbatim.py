@@ -17,6 +17,7 @@ from typing import Any
 
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
+from mule.message import Message
 
 _STRETCH, _WHOLE_ANSWER = 32, 20  # tokens
 _PHRASE = 30  # times
@@ -39,9 +40,16 @@ def _check(history: History) -> Found | None:
     return Found(
         "warning" if is_grave else "note",
         first,
-        f"{len(recited)} of {len(last['copied'])} answers repeat training rows word for word, up to "
-        f"{max(lengths)} tokens of them",
-        f"train.steps={max(1, first // 2)}, or more rows; mule data mix leaves repeated ones out",
+        Message(
+            "{} of {} answers repeat training rows word for word, up to {} tokens of them",
+            len(recited),
+            len(last["copied"]),
+            max(lengths),
+        ),
+        Message(
+            "train.steps={}, or more rows; mule data mix leaves repeated ones out",
+            max(1, first // 2),
+        ),
         {"prompts": recited[:5], "longest": max(lengths), "epochs": epochs[-1:]},
     )
 

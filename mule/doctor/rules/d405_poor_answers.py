@@ -24,6 +24,7 @@ from mule.doctor import signals
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
 from mule.doctor.phases import recent, start
+from mule.message import Message
 
 _FALLEN = 0.2  # share of the first loss
 _HALF = 0.5
@@ -62,25 +63,36 @@ def _found(
     return Found(
         "warning" if is_new else "note",
         trained[-2]["step"],
-        f"{share:.0%} of the answers {name}, though the loss fell"
-        f"{'' if is_new else ' (as before training)' if before else ''}; for instance "
-        f"{prompt[:40]!r} -> {answers[prompt][:80]!r}",
+        Message(
+            "{:.0%} of the answers {}, though the loss fell{}; for instance {!r} -> {!r}",
+            share,
+            name,
+            "" if is_new else Message(" (as before training)") if before else "",
+            prompt[:40],
+            answers[prompt][:80],
+        ),
         _REMEDIES[name],
         {"share": share, "before": before},
     )
 
 
 _EMPTY, _MARKED, _LOOPING, _ENDLESS = (
-    "are empty",
-    "have chat markup in them",
-    "go round in circles",
-    "never end",
+    Message("are empty"),
+    Message("have chat markup in them"),
+    Message("go round in circles"),
+    Message("never end"),
 )
-_REMEDIES = {
-    _EMPTY: "mule data preview RECIPE: look for rows whose answer is only its end",
-    _MARKED: "mule data check DATA: markup is written as words in the rows, or the template differs",
-    _LOOPING: "mule chat RUN --repeat-penalty 1.1; or train on more, and on more varied answers",
-    _ENDLESS: "mule data preview RECIPE: each answer must end with its stop token, coloured",
+_REMEDIES: dict[str, Message] = {
+    _EMPTY: Message("mule data preview RECIPE: look for rows whose answer is only its end"),
+    _MARKED: Message(
+        "mule data check DATA: markup is written as words in the rows, or the template differs"
+    ),
+    _LOOPING: Message(
+        "mule chat RUN --repeat-penalty 1.1; or train on more, and on more varied answers"
+    ),
+    _ENDLESS: Message(
+        "mule data preview RECIPE: each answer must end with its stop token, coloured"
+    ),
 }
 
 
@@ -88,7 +100,7 @@ def _faults(sample: dict[str, Any], history: History) -> dict[str, float]:
     """The share of a sample's answers with each fault, of those faults that can be judged."""
     answers = sample["answers"]
     is_chat = history.facts.get("data", {}).get("kind") == "chat"
-    found = {_LOOPING: _share(answers.values(), _is_looping)}
+    found: dict[str, float] = {_LOOPING: _share(answers.values(), _is_looping)}
     if is_chat:
         found |= {
             _EMPTY: _share(answers.values(), lambda text: not text.strip()),

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
+from mule.message import Message
 
 _MANY, _SOME, _NEAR = 0.2, 0.05, 0.5
 _FEWEST_ITEMS = 20
@@ -29,16 +30,20 @@ def _check(history: History) -> Found | None:
     near = near if data["num_judged_items"] >= _FEWEST_ITEMS else 0.0
     if equal < _SOME and near < _NEAR:
         return None
-    things = "conversations" if data["kind"] == "chat" else "documents"
-    words = f"{equal:.0%} of the {data['num_items']:,} {things} are equal to one before"
+    things = Message("conversations") if data["kind"] == "chat" else Message("documents")
+    words = Message(
+        "{:.0%} of the {:,} {} are equal to one before", equal, data["num_items"], things
+    )
     if near >= _NEAR:
-        words += f"; {near:.0%} of those looked at share half of their passages with others"
+        words += Message(
+            "; {:.0%} of those looked at share half of their passages with others", near
+        )
     files = " ".join(history.recipe.data.train[:3])
     return Found(
         "warning" if equal >= _MANY else "note",
         1,
         words,
-        f"mule data mix {files} --out clean, then data.train=[clean]",
+        Message("mule data mix {} --out clean, then data.train=[clean]", files),
         {"equal_share": equal, "near_share": near, "items": data["num_items"]},
     )
 

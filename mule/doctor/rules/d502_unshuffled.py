@@ -18,6 +18,7 @@ import math
 
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History, Series
+from mule.message import Message
 
 _ORDERED = 0.8
 _FEWEST_UPDATES, _DEVIATIONS = 40, 6
@@ -26,10 +27,14 @@ _FEWEST_UPDATES, _DEVIATIONS = 40, 6
 def _check(history: History) -> Found | None:
     order = history.facts.get("data", {}).get("order_correlation")
     if order is not None and abs(order) > _ORDERED:
-        return _found(f"row number and place in the epoch go together: {order:.2f}", history, order)
+        return _found(
+            Message("row number and place in the epoch go together: {:.2f}", order), history, order
+        )
     together = _with_the_next(history.series("num_targets"))
     if together is not None and order is None:
-        said = f"the trained tokens of an update and of the next go together: {together:.2f}"
+        said = Message(
+            "the trained tokens of an update and of the next go together: {:.2f}", together
+        )
         return _found(said, history, together)
     return None
 
@@ -39,8 +44,11 @@ def _found(said: str, history: History, figure: float) -> Found:
     return Found(
         "warning",
         1,
-        f"the rows come in their order on the disk, not shuffled ({said}; shuffled rows have 0)",
-        f"mule data mix {files} --out mixed, then data.train=[mixed]",
+        Message(
+            "the rows come in their order on the disk, not shuffled ({}; shuffled rows have 0)",
+            said,
+        ),
+        Message("mule data mix {} --out mixed, then data.train=[mixed]", files),
         {"correlation": figure},
     )
 

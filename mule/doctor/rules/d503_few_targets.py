@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
+from mule.message import Message
 
 _TOO_SMALL, _SMALL, _EMPTY_ROWS = 0.08, 0.15, 0.1
 
@@ -25,14 +26,16 @@ def _check(history: History) -> Found | None:
     if share is None or (share >= _SMALL and empty < _EMPTY_ROWS):
         return None
     targets = history.series("num_targets").values
-    an_update = f", {targets[0]:.0f} in the first update" if targets else ""
-    rows = f"; {empty:.0%} of the rows have none" if empty else ""
+    an_update = Message(", {:.0f} in the first update", targets[0]) if targets else ""
+    rows = Message("; {:.0%} of the rows have none", empty) if empty else ""
     examples = history.facts["data"]["rows_per_update"] * 4
     return Found(
         "warning" if share < _TOO_SMALL or empty >= _EMPTY_ROWS else "note",
         1,
-        f"{share:.1%} of the tokens are trained{an_update}{rows}",
-        f"mule data preview RECIPE; if the short answers are meant, train.step_rows={examples}",
+        Message("{:.1%} of the tokens are trained{}{}", share, an_update, rows),
+        Message(
+            "mule data preview RECIPE; if the short answers are meant, train.step_rows={}", examples
+        ),
         {"trained_share": share, "empty_rows_share": empty},
     )
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
+from mule.message import Message
 
 _FEW, _MOST = 0.5, 0.9
 _FEWEST_ANSWERS, _EXPECTED_ENDS = 8, 20
@@ -33,14 +34,20 @@ def _of_chats(history: History, labels: dict) -> Found | None:
     if share is None or labels["num_answers"] < _FEWEST_ANSWERS or share >= _MOST:
         return None
     data = history.recipe.data
-    remedy = "mule data preview RECIPE: the last token of each answer must be a coloured stop token"
+    remedy = Message(
+        "mule data preview RECIPE: the last token of each answer must be a coloured stop token"
+    )
     if data.too_long == "truncate":
-        remedy = f"data.max_seq_length={2 * data.max_seq_length}, or data.too_long=drop"
+        remedy = Message("data.max_seq_length={}, or data.too_long=drop", 2 * data.max_seq_length)
     return Found(
         "alarm" if share < _FEW else "warning",
         1,
-        f"{share:.0%} of {labels['num_answers']:,} answers end with a stop token that is trained: "
-        "the model does not learn to end",
+        Message(
+            "{:.0%} of {:,} answers end with a stop token that is trained: "
+            "the model does not learn to end",
+            share,
+            labels["num_answers"],
+        ),
         remedy,
         {"stopped_share": share, "answers": labels["num_answers"]},
     )
@@ -54,9 +61,15 @@ def _of_documents(labels: dict, data: dict) -> Found | None:
     return Found(
         "warning",
         1,
-        f"no end of a document is trained, where {expected:.0f} were expected in "
-        f"{labels['num_sampled_tokens']:,} tokens: the model does not learn to end",
-        "name the token that ends a document as eos_token in the tokenizer's tokenizer_config.json",
+        Message(
+            "no end of a document is trained, where {:.0f} were expected in "
+            "{:,} tokens: the model does not learn to end",
+            expected,
+            labels["num_sampled_tokens"],
+        ),
+        Message(
+            "name the token that ends a document as eos_token in the tokenizer's tokenizer_config.json"
+        ),
         {"expected": expected},
     )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
+from mule.message import Message
 
 _MANY_CUT, _MANY_DROPPED, _SOME = 0.2, 0.5, 0.05
 
@@ -29,8 +30,14 @@ def _check(history: History) -> Found | None:
     return Found(
         "warning" if is_grave else "note",
         1,
-        f"of {total:,} examples {cut:,} were cut off and {dropped:,} left out: they are longer than "
-        f"{length:,} tokens",
+        Message(
+            "of {:,} examples {:,} were cut off and {:,} left out: they are longer than "
+            "{:,} tokens",
+            total,
+            cut,
+            dropped,
+            length,
+        ),
         f"data.max_seq_length={2 * length}",
         {"truncated": cut, "dropped": dropped, "examples": total},
     )

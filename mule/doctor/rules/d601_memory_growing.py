@@ -19,6 +19,7 @@ import itertools
 from mule.doctor import signals
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History, Series
+from mule.message import Message
 
 _FEWEST_UPDATES = 40
 _STRETCHES, _RISING = 20, 0.75
@@ -45,10 +46,19 @@ def _check(history: History) -> Found | None:
     return Found(
         "warning",
         later[0].steps[0],
-        f"memory grows all the time: {lows[0] / 2**20:,.0f} to {lows[-1] / 2**20:,.0f} MiB since "
-        f"update {later[0].steps[0]}, {an_update / 2**20:.2f} MiB an update",
-        f"checkpoint.every_steps={every}, and resume before memory is full; what the code keeps "
-        "from update to update is the cause",
+        Message(
+            "memory grows all the time: {:,.0f} to {:,.0f} MiB since "
+            "update {}, {:.2f} MiB an update",
+            lows[0] / 2**20,
+            lows[-1] / 2**20,
+            later[0].steps[0],
+            an_update / 2**20,
+        ),
+        Message(
+            "checkpoint.every_steps={}, and resume before memory is full; what the code keeps "
+            "from update to update is the cause",
+            every,
+        ),
         {"bytes_an_update": an_update, "first": lows[0], "last": lows[-1]},
     )
 

@@ -17,6 +17,7 @@ import itertools
 
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
+from mule.message import Message
 
 _FEWEST, _RISING = 5, 0.7
 _SHARE, _GREW = 0.2, 0.1  # of what is reserved
@@ -43,8 +44,14 @@ def _check(history: History) -> Found | None:
     return Found(
         "warning",
         found[0][0],
-        f"{gaps[-1] / 2**30:.1f} of {reserved / 2**30:.1f} GiB are reserved and not in use, "
-        f"{gaps[0] / 2**30:.1f} at update {found[0][0]}: the memory is fragmented",
+        Message(
+            "{:.1f} of {:.1f} GiB are reserved and not in use, "
+            "{:.1f} at update {}: the memory is fragmented",
+            gaps[-1] / 2**30,
+            reserved / 2**30,
+            gaps[0] / 2**30,
+            found[0][0],
+        ),
         "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True mule train ... --resume",
         {"reserved": reserved, "gap": gaps[-1], "first_gap": gaps[0]},
     )

@@ -19,6 +19,7 @@ from mule.doctor import signals
 from mule.doctor.finding import Found, Rule, Severity
 from mule.doctor.history import History, Series
 from mule.doctor.phases import recent
+from mule.message import Message
 
 _FEWEST_UPDATES = 48  # rates are means over 20
 _DROPPED, _FALLING, _DROPPED_FAR = 0.5, 0.65, 0.25
@@ -41,15 +42,19 @@ def _check(history: History) -> Found | None:
         if not len(own) and now < _DROPPED_FAR * best:
             severity = "warning"
         told = len(own) and severity == "note"
-        others = "; others on the machine had the cores" if told else ""
+        others = Message("; others on the machine had the cores") if told else ""
         return Found(
             severity,
             step,
-            f"{now:,.0f} tokens a second, after {best:,.0f} earlier in the run{others}",
-            "nice, or another time: the run itself is as fast as before"
+            Message(
+                "{:,.0f} tokens a second, after {:,.0f} earlier in the run{}", now, best, others
+            ),
+            Message("nice, or another time: the run itself is as fast as before")
             if severity == "note"
-            else "mule train RUN/recipe.yaml --resume: if it begins fast again, something "
-            "grows in the process; else look at heat, swap and disk",
+            else Message(
+                "mule train RUN/recipe.yaml --resume: if it begins fast again, something "
+                "grows in the process; else look at heat, swap and disk"
+            ),
             {"best": best, "now": now},
         )
     return None

@@ -15,6 +15,7 @@ from __future__ import annotations
 from mule.doctor import signals
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
+from mule.message import Message
 
 _FEWEST_UPDATES, _WARMING = 30, 10
 _FAR, _SOMEWHAT = 2.5, 1.5
@@ -34,14 +35,14 @@ def _check(history: History) -> Found | None:
         return None
     waited = signals.median([row.get("core_wait_share") or 0.0 for row in rows])
     is_far = own >= _FAR * planned and waited <= _STARVED
-    others = "" if own >= _SOMEWHAT * planned else "; others on the machine had the cores"
+    others = "" if own >= _SOMEWHAT * planned else Message("; others on the machine had the cores")
     left = (history.num_steps - history.step) * took
     return Found(
         "warning" if is_far else "note",
         rows[0]["step"],
-        f"an update takes {took:.3g} s, planned {planned:.3g} s{others}"
-        + (f"; {left / 60:,.0f} minutes are left" if left > 60 else ""),
-        "end what else uses the machine (top, nvidia-smi); plan again: mule plan RECIPE",
+        Message("an update takes {:.3g} s, planned {:.3g} s{}", took, planned, others)
+        + (Message("; {:,.0f} minutes are left", left / 60) if left > 60 else ""),
+        Message("end what else uses the machine (top, nvidia-smi); plan again: mule plan RECIPE"),
         {"update_s": took, "own_update_s": own, "planned_s": planned},
     )
 

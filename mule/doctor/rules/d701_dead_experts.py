@@ -14,6 +14,7 @@ from __future__ import annotations
 from mule.doctor.experts import load, remedy
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
+from mule.message import Message
 
 _DEAD = 0.02  # of the fair share
 
@@ -35,8 +36,15 @@ def _check(history: History) -> Found | None:
     return Found(
         "note" if history.kind == "adapter" else "warning",
         found.step,
-        f"{len(dead)} of {total} experts get less than {_DEAD:.0%} of their share of the tokens (in "
-        f"the blocks {', '.join(map(str, layers[:6]))}{', ...' if len(layers) > 6 else ''})",
+        Message(
+            "{} of {} experts get less than {:.0%} of their share of the tokens (in "
+            "the blocks {}{})",
+            len(dead),
+            total,
+            _DEAD,
+            ", ".join(map(str, layers[:6])),
+            ", ..." if len(layers) > 6 else "",
+        ),
         remedy(history),
         {"dead": dead[:50], "reports": found.num_reports},
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 from mule.doctor.experts import load, remedy
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
+from mule.message import Message
 
 _OVERLOADED = 0.8  # of the way from the fair share to all tokens
 
@@ -31,8 +32,15 @@ def _check(history: History) -> Found | None:
     return Found(
         "note" if history.kind == "adapter" else "warning",
         found.step,
-        f"in {len(over)} of {len(worst)} blocks one expert takes most of the tokens: in block "
-        f"{layer} {max(found.shares[layer]):.1f} times its share, of {found.most:.1f} possible",
+        Message(
+            "in {} of {} blocks one expert takes most of the tokens: in block "
+            "{} {:.1f} times its share, of {:.1f} possible",
+            len(over),
+            len(worst),
+            layer,
+            max(found.shares[layer]),
+            found.most,
+        ),
         remedy(history),
         {"blocks": over[:50], "times": max(found.shares[layer]), "possible": found.most},
     )

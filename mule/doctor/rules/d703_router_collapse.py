@@ -17,6 +17,7 @@ import math
 from mule.doctor.experts import load, remedy
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
+from mule.message import Message
 
 _NEAR = 0.25
 
@@ -36,8 +37,15 @@ def _check(history: History) -> Found | None:
     return Found(
         "note" if history.kind == "adapter" else "alarm",
         found.step,
-        f"in {len(gone)} of {len(spread)} blocks the router uses as good as "
-        f"{spread[layer]:.1f} of {num} experts (each token gets {least:.0f})",
+        Message(
+            "in {} of {} blocks the router uses as good as "
+            "{:.1f} of {} experts (each token gets {:.0f})",
+            len(gone),
+            len(spread),
+            spread[layer],
+            num,
+            least,
+        ),
         remedy(history),
         {"blocks": gone[:50], "in_use": spread[layer], "experts": num},
     )

@@ -16,6 +16,7 @@ from mule.doctor import signals
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
 from mule.doctor.phases import recent, start
+from mule.message import Message
 
 _NOTHING = 1e-4
 _FALL = 0.005
@@ -38,8 +39,13 @@ def _check(history: History) -> Found | None:
     return Found(
         "warning",
         change.steps[0],
-        f"the adapter changes the weights by {change.values[-1]:.1e} of their size, and the loss is "
-        f"what it was ({before:.4f}, now {now:.4f}): what it makes is the base",
+        Message(
+            "the adapter changes the weights by {:.1e} of their size, and the loss is "
+            "what it was ({:.4f}, now {:.4f}): what it makes is the base",
+            change.values[-1],
+            before,
+            now,
+        ),
         f"optim.learning_rate={max(_USUAL, 10 * rate):.2g}",
         {"change": change.values[-1], "before": before, "now": now, "learning_rate": rate},
     )

@@ -23,6 +23,7 @@ from typing import Any
 
 from mule.doctor.finding import Found, Rule
 from mule.doctor.history import History
+from mule.message import Message
 
 _LEAST_GAIN, _ERRORS = 0.3, 2.0  # nats a token; standard errors
 _LEAST_COST = 0.05
@@ -41,9 +42,15 @@ def _check(history: History) -> Found | None:
         return Found(
             "alarm",
             1,
-            f"the base finds the rows no likelier in their order than shuffled ({gain:.2f} nats a "
-            f"token, ±{base['order_gain_error']:.2f}; the first loss is {loss:.2f}, that of guessing "
-            f"{guessing:.2f}): it does not know these tokens",
+            Message(
+                "the base finds the rows no likelier in their order than shuffled ({:.2f} nats a "
+                "token, ±{:.2f}; the first loss is {:.2f}, that of guessing "
+                "{:.2f}): it does not know these tokens",
+                gain,
+                base["order_gain_error"],
+                loss,
+                guessing,
+            ),
             _remedy(history),
             figures,
         )
@@ -55,9 +62,13 @@ def _check(history: History) -> Found | None:
     return Found(
         "warning",
         1,
-        f"the chat template is not the base's own, and answers cost {cost:.2f} nats a token more with "
-        f"it (±{base['template_cost_error']:.2f}) than with that",
-        "remove tokenizer.path, so that the base's own chat template is used",
+        Message(
+            "the chat template is not the base's own, and answers cost {:.2f} nats a token more with "
+            "it (±{:.2f}) than with that",
+            cost,
+            base["template_cost_error"],
+        ),
+        Message("remove tokenizer.path, so that the base's own chat template is used"),
         figures,
     )
 
@@ -68,17 +79,23 @@ def _foreign_targets(loss: float, plain: float | None, figures: dict[str, Any]) 
     return Found(
         "warning",
         1,
-        f"the first loss is {loss:.2f}, that of the same rows as plain text {plain:.2f}: the base knows "
-        "the text, and not what it is to learn of it",
-        "mule data preview RECIPE: are the coloured tokens what follows?",
+        Message(
+            "the first loss is {:.2f}, that of the same rows as plain text {:.2f}: the base knows "
+            "the text, and not what it is to learn of it",
+            loss,
+            plain,
+        ),
+        Message("mule data preview RECIPE: are the coloured tokens what follows?"),
         figures,
     )
 
 
 def _remedy(history: History) -> str:
     if history.recipe.tokenizer.path is not None:
-        return "remove tokenizer.path: the base brings the tokenizer it was trained with"
-    return f"mule chat {history.recipe.model.path}: is this the trained model? else set model.path"
+        return Message("remove tokenizer.path: the base brings the tokenizer it was trained with")
+    return Message(
+        "mule chat {}: is this the trained model? else set model.path", history.recipe.model.path
+    )
 
 
 RULE = Rule(
