@@ -8,7 +8,7 @@ ARGS =
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench bench-plan docs clean
+.PHONY: help setup demo test test-all check bench bench-plan docs site clean
 
 help: ## list these targets
 	@echo "usage: make TARGET"
@@ -41,7 +41,10 @@ bench-plan: setup ## predict runs, make them, and compare (20 minutes)
 docs: setup ## write the generated pages of docs/ again
 	.venv/bin/python -m mule.commands.docs
 
+site: setup ## build the pages of docs/ as a site, in site/
+	@.venv/bin/zensical build --strict
+
 clean: ## remove .venv and caches; never runs/, data/, demo/ or exports/
-	rm -rf .venv .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv .ruff_cache .pytest_cache .hypothesis .cache site *.egg-info
 	find . \( -path ./runs -o -path ./data -o -path ./demo -o -path ./exports -o -path ./.git \) \
 	  -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 """The demo with three seeds, through the command line.
 
 python bench/demo.py run 0 1 2   # about 5 minutes each on two cores with bf16 instructions
-python bench/demo.py report      # the tables in README.md and docs/demo.md
+python bench/demo.py report      # what README.md, README.fr.md and docs/demo.md show of it
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ from mule import fsio, machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
+_ANSWERS = {  # page -> what stands above the answers of each stage
+    "README.md": "*What is the capital of France?* at every stage of `mule demo`, in {seconds} seconds "
+    "on {cpu}, {cores} cores:",
+    "README.fr.md": "*What is the capital of France?* à chaque étape de `mule demo`, en {seconds} "
+    "secondes sur {cpu}, {cores} cœurs\u00a0:",
+}
 
 
 def run(seeds: list[int]) -> None:
@@ -58,13 +64,10 @@ def report() -> None:
     first = found[0]
     where = f"{first['machine']['cpu']}, {first['machine']['cores']} cores"
     shown = "\n".join(f"{s['stage']:12} {s['france']}" for s in first["result"]["stages"])
-    body = [
-        "*What is the capital of France?* at every stage of `mule demo`, "
-        f"in {first['total_seconds']:.0f} seconds on {where}:",
-        f"```\n{shown}\n```",
-        _table(first),
-    ]
-    _replace(ROOT / "README.md", "demo", "\n\n".join(body))
+    for page, words in _ANSWERS.items():
+        seconds, cores = round(first["total_seconds"]), first["machine"]["cores"]
+        said = words.format(seconds=seconds, cpu=first["machine"]["cpu"], cores=cores)
+        _replace(ROOT / page, "demo", f"{said}\n\n```\n{shown}\n```")
     seeds = [
         f"### Seed {each['result']['seed']}: {each['total_seconds']:.0f} s in all\n\n{_table(each)}"
         for each in found

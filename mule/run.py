@@ -121,16 +121,17 @@ class Run:
             return "new"
         return "interrupted" if ends[-1]["kind"] == "started" else ends[-1]["kind"]
 
-    def killed_after(self) -> dict[str, Any] | None:
+    def killed_after(self, rows: list[dict[str, Any]] | None = None) -> dict[str, Any] | None:
         """The last row of an attempt that ended without a word; None when it said how it ended.
 
-        A row of step 0 stands for an attempt that made no update. Ask when the run is not running.
+        A row of step 0 stands for an attempt that made no update. Ask when the run is not running;
+        `rows` are the newest of `metrics`, where they are at hand.
         """
         ends = [event for event in self.events() if event["kind"] in ("started", *_ENDINGS)]
         if not ends or ends[-1]["kind"] != "started":
             return None
         begun = {"step": ends[-1].get("from_step", 0), "attempt": ends[-1]["attempt"]}
-        own = [row for row in self.metrics() if row["attempt"] == begun["attempt"]]
+        own = [r for r in rows or self.metrics() if r["attempt"] == begun["attempt"]]
         return own[-1] if own else begun
 
     def start_attempt(self, from_step: int | None = None) -> int:
@@ -189,11 +190,24 @@ class Run:
         Updates that a rollback undid are left out.
         """
         rows = [row for row in self._read("metrics") if kind is None or row.get("kind") == kind]
-        return self._standing(_newest(rows))
+        return self.standing(rows)
 
     def samples(self) -> list[dict[str, Any]]:
         """The logged answers by step, the newest attempt of each."""
-        return self._standing(_newest(self._read("samples")))
+        return self.standing(self._read("samples"))
+
+    def standing(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of updates that are part of the run: neither made again later nor rolled back."""
+        restarts, undone = _restarts(self.events()), self.standing_events("rolled back")
+        return [
+            row
+            for row in _newest(rows)
+            if not _is_taken_back(row, restarts)
+            and not any(
+                event["to"] < row["step"] <= event["step"] and row["attempt"] <= event["attempt"]
+                for event in undone
+            )
+        ]
 
     def events(self) -> list[dict[str, Any]]:
         """Every event of every attempt, in order."""
@@ -298,19 +312,6 @@ class Run:
         for log in self._logs.values():
             log.close()
         self._logs.clear()
-
-    def _standing(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Rows of updates that are part of the run: neither made again later nor rolled back."""
-        restarts, undone = _restarts(self.events()), self.standing_events("rolled back")
-        return [
-            row
-            for row in rows
-            if not _is_taken_back(row, restarts)
-            and not any(
-                event["to"] < row["step"] <= event["step"] and row["attempt"] <= event["attempt"]
-                for event in undone
-            )
-        ]
 
     def _point(self, file: str, step: int, info: dict[str, Any]) -> None:
         assert self.checkpoint_dir(step).is_dir(), "save the checkpoint before pointing to it"

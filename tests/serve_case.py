@@ -15,7 +15,7 @@ from mule.errors import ModelError, UserError
 from mule.generate.request import Deliver, Ended, Message, Reason, Request, Token
 from mule.serve.app import Api
 from mule.serve.limits import Limits
-from mule.serve.server import Server, bind
+from mule.serve.server import App, Server, bind
 
 TOKEN = "a-token-of-the-tests-0123456789"
 HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -160,19 +160,30 @@ def running(
     """A server on a free port, in a thread."""
     engine = engine or ScriptedEngine()
     api = Api({MODEL: engine}, token=TOKEN, hosts=HOSTS, limits=limits or Limits())
+    try:
+        with listening(api) as (server, port):
+            try:
+                yield Running(api, engine, server, port)
+            finally:
+                server.should_exit = True
+                engine.gate.set()
+                engine.close()
+    finally:
+        api.close()
+
+
+@contextmanager
+def listening(app: App) -> Iterator[tuple[Server, int]]:
+    """Any application on a free port, in a thread: (server, port)."""
     bound = bind("127.0.0.1", 0)
-    port = bound.getsockname()[1]
     listens = threading.Event()
-    server = Server(api, bound, listens.set)
+    server = Server(app, bound, listens.set)
     thread = threading.Thread(target=server.answer)
     thread.start()
     try:
         assert listens.wait(10)
-        yield Running(api, engine, server, port)
+        yield server, bound.getsockname()[1]
     finally:
         server.should_exit = True
-        engine.gate.set()
-        engine.close()
         thread.join(20)
-        api.close()
         assert not thread.is_alive()

@@ -6,13 +6,15 @@ The routes come from the server's own table, so a new one is attacked without be
 from __future__ import annotations
 
 import json
+import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from starlette.routing import Route
 
 from mule.serve.app import OPEN_PATHS
+from mule.serve.guard import STRICTEST_POLICY
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "get")
 FOREIGN_HOSTS = (
@@ -36,6 +38,13 @@ CONTENT_TYPES = (
     *("", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"),
     *("application/jsonp", "application/json; charset=utf-16", "text/json, application/json"),
 )
+HOSTILE_IDS = (
+    *("..", ".", "...", "%2e%2e", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "..%2f..%2fetc%2fpasswd"),
+    *("..%5c..%5cwindows", "%252e%252e%252f", "..%c0%af..", "%00", "a%00.json", "%2fetc%2fpasswd"),
+    *("~", "~root", "$HOME", "*", "a" * 300, "-rf", "CON", "%e2%80%ae", "%0d%0aset-cookie:x=1"),
+    *("recipe.yaml", ".mule", ".git", "nowhere", "%F0%9F%90%B4", "[a-z]"),
+)
+_NAME = re.compile(r"{[^}]*}")  # in the path of a route
 _REFUSED = frozenset(range(400, 500))
 
 
@@ -50,12 +59,16 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Target:
-    """A server: where it listens, its token, one of its models, a body each writing route takes."""
+    """A server: where it listens, its token, one of its models, a body each writing route takes.
+
+    `model` stands for every name in an address.
+    """
 
     port: int
     token: str
     model: str
     bodies: dict[str, dict[str, object]]
+    open_paths: frozenset[str] = OPEN_PATHS
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,7 @@ def attempts(routes: Iterable[Route], target: Target) -> Iterator[Attempt]:
             *_methods(good, route),
             *_tokens(good, route, target),
             *_paths(good),
+            *_ids(good, route),
             *(_bodies(good) if good.body else _no_body(good)),
         ):
             statuses = want if isinstance(want, frozenset) else frozenset({want})
@@ -122,17 +136,20 @@ def send(port: int, raw: bytes) -> tuple[int, dict[str, str], bytes]:
     return int(status.split(" ")[1]) if status else 0, headers, body
 
 
-def wrong(attempt: Attempt, port: int) -> str:
-    """What is wrong with the answer to an attempt, "" when nothing is."""
+def wrong(attempt: Attempt, port: int, policies: Sequence[str] = (STRICTEST_POLICY,)) -> str:
+    """What is wrong with the answer to an attempt, "" when nothing is.
+
+    `policies` are the content policies that an answer may have.
+    """
     status, headers, body = send(port, attempt.raw)
     if status not in attempt.want:
         return f"{attempt.label}: {status}, not {sorted(attempt.want)}: {body[:120]!r}"
-    for name, value in (
-        ("x-content-type-options", "nosniff"),
-        ("x-frame-options", "DENY"),
-        ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
+    for name, values in (
+        ("x-content-type-options", ("nosniff",)),
+        ("x-frame-options", ("DENY",)),
+        ("content-security-policy", policies),
     ):
-        if headers.get(name) != value:
+        if headers.get(name) not in values:
             return f"{attempt.label}: {name} is {headers.get(name)!r}"
     if any(name.startswith("access-control") for name in headers):
         return f"{attempt.label}: a CORS header"
@@ -141,7 +158,7 @@ def wrong(attempt: Attempt, port: int) -> str:
             found = set(json.loads(body)["error"])
         except (ValueError, KeyError, TypeError):
             return f"{attempt.label}: not OpenAI's error: {body[:120]!r}"
-        if found != {"message", "type", "param", "code"}:
+        if found - {"hint"} != {"message", "type", "param", "code"}:
             return f"{attempt.label}: an error of {sorted(found)}"
     return ""
 
@@ -152,13 +169,14 @@ _Tried = Iterator[tuple[str, bytes, int | frozenset[int]]]
 
 
 def _good(route: Route, target: Target) -> _Good:
-    path = route.path.replace("{id}", target.model)
+    path = _NAME.sub(target.model, route.path)
     headers = {"host": f"127.0.0.1:{target.port}", "connection": "close"}
     headers["authorization"] = f"Bearer {target.token}"
     if "POST" not in (route.methods or ()):
         return _Good("GET", path, headers, b"")
     headers["content-type"] = "application/json"
-    return _Good("POST", path, headers, json.dumps(target.bodies[route.path]).encode())
+    body = json.dumps(target.bodies[route.path]).encode()
+    return _Good("POST", path, headers, body)
 
 
 def _callers(good: _Good, target: Target) -> _Tried:
@@ -200,7 +218,7 @@ def _methods(good: _Good, route: Route) -> _Tried:
 def _tokens(good: _Good, route: Route, target: Target) -> _Tried:
     yield "token in the address", good.raw(path=f"{good.path}?token={target.token}"), 400
     yield "key in the address", good.raw(path=f"{good.path}?a=1&api_key=x"), 400
-    want = 200 if route.path in OPEN_PATHS else 401
+    want = 200 if route.path in target.open_paths else 401
     for label, value in (
         ("no token", None),
         ("another token", "Bearer wrong-token-of-some-length"),
@@ -220,11 +238,25 @@ def _paths(good: _Good) -> _Tried:
     bad = frozenset({400, 404})
     for path in (
         *(f"{good.path}/", f"/{good.path}", f"{good.path}/../health", f"/x/..{good.path}"),
-        *(f"/%2e%2e{good.path}", f"/%252e%252e{good.path}", good.path.replace("/", "\\"), "/"),
+        *(f"/%2e%2e{good.path}", f"/%252e%252e{good.path}", good.path.replace("/", "\\")),
         *(f"{good.path}%00", f"{good.path}/%2Fetc%2Fpasswd", f"{good.path};x=1", "/NUL", "/c:/"),
-        *(good.path.upper(), f"http://evil.example{good.path}", "*", f"{good.path}%0d%0ax: y"),
+        *(
+            f"{good.path.upper()}X",
+            f"http://evil.example{good.path}",
+            "*",
+            f"{good.path}%0d%0ax: y",
+        ),
     ):
         yield f"path {path}", good.raw(path=path), bad
+
+
+def _ids(good: _Good, route: Route) -> _Tried:
+    """What may stand where the address has a name: never a way to another file."""
+    for place in _NAME.finditer(route.path):
+        before, after = route.path[: place.start()], route.path[place.end() :]
+        for name in HOSTILE_IDS:
+            path = f"{_NAME.sub('x', before)}{name}{_NAME.sub('x', after)}"
+            yield f"id {name[:40]!r}", good.raw(path=path), frozenset({400, 404, 409, 422})
 
 
 def _no_body(good: _Good) -> _Tried:

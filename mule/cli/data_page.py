@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from mule.cli.render_data import heading, sections, title, verdicts, visible
+from mule.commands.preview_text import heading, sections, title, verdicts, visible
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -55,6 +55,10 @@ def check(
         bool, typer.Option("--fix-encoding", help="Check repaired copies, and keep them.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Where they go; else beside the data.")] = None,
+    places: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, help="Rows listed of each problem, in the JSON; else 5."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what is wrong with data; exit 1 if it would spoil a run."""
@@ -62,7 +66,17 @@ def check(
     def work() -> Result:
         from mule.commands import data_check as command
 
-        return command.run(words, tokenizer=tokenizer, fix_encoding=fix_encoding, out=out)
+        if places is not None and not as_json:
+            raise UserError(
+                "--places has no effect without --json", "the page lists the first three of each"
+            )
+        return command.run(
+            words,
+            tokenizer=tokenizer,
+            fix_encoding=fix_encoding,
+            out=out,
+            places=places or 5,
+        )
 
     def show(console: Console, result: Result) -> None:
         from mule.cli.render_check import print_check

@@ -23,10 +23,11 @@ from mule.cli.recipe_verbs import recipe_app
 from mule.cli.runs_verbs import runs_app
 from mule.cli.talk_verbs import chat, serve
 from mule.cli.train_verb import train
+from mule.cli.ui_verb import ui
 
 _HELP = "Carry a small language model through its whole life, and prove every step."
 
-app = typer.Typer(help=_HELP, add_completion=False, pretty_exceptions_enable=False, **PLAIN)
+app = typer.Typer(help=_HELP, pretty_exceptions_enable=False, **PLAIN)
 app.add_typer(data_app, name="data")
 app.add_typer(lab_app, name="lab")
 app.add_typer(runs_app, name="runs")
@@ -151,6 +152,7 @@ app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(chat)
 app.command()(serve)
+app.command()(ui)
 
 
 @app.command()

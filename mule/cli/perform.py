@@ -53,7 +53,7 @@ def perform(
         _fail(notices, message, hint, 1, as_json)
     (show or render.print_result)(results, result)
     if result.get("next"):
-        render.next_command(results, result["next"])
+        render.next_command(results, result["next"], result.get("language", "en"))
     if as_json:
         print_json(result)
     if result.get("ok") is False:

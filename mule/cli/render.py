@@ -23,12 +23,13 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from mule.cli.figures import duration, figure, figures_line
+from mule.figures import duration, figure, figures_line
 from mule.progress import Sink
 
 _PLAIN_EVERY_S = 5.0  # between two plain lines of one task
 _WORTH_A_LINE_S = 2.0  # a finished task shorter than this leaves no line
 _WIDE = 200  # columns where there is no terminal to fit
+_NEXT = {"en": "next: ", "fr": "ensuite\u00a0: "}
 
 
 def consoles(as_json: bool) -> tuple[Console, Console]:
@@ -110,9 +111,9 @@ def print_line(console: Console, text: str) -> None:
     console.print(Text(text), soft_wrap=True)
 
 
-def next_command(console: Console, text: str) -> None:
+def next_command(console: Console, text: str, language: str = "en") -> None:
     """The last line: what to type next."""
-    console.print(Text.assemble(("next: ", "dim"), (text, "bold")), soft_wrap=True)
+    console.print(Text.assemble((_NEXT[language], "dim"), (text, "bold")), soft_wrap=True)
 
 
 def print_error(console: Console, message: str, hint: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mule.cli import render
-from mule.cli.figures import duration, in_bytes, short
+from mule.figures import duration, in_bytes, short
 
 if TYPE_CHECKING:
     from rich.console import Console

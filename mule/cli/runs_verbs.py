@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mule.cli.compare_verb import Out
-from mule.cli.perform import PLAIN, Json, Result, perform
+from mule.cli.perform import PLAIN, Json, Result, perform, tabled
+from mule.cli.watch_verb import watch
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 runs_app = typer.Typer(help="Look at runs.", **PLAIN)
+runs_app.command("watch")(watch)
 
 Root = Annotated[Path, typer.Option("--root", help="The folder of the runs.")]
 
@@ -27,7 +29,7 @@ def runs_list(root: Root = Path("runs"), as_json: Json = False) -> None:
 
         return runs.list_runs(root)
 
-    perform(work, as_json=as_json)
+    perform(work, as_json=as_json, show=tabled("show_runs"))
 
 
 @runs_app.command("show")

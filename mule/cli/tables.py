@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mule.cli import render
-from mule.cli.figures import in_bytes, short
+from mule.figures import duration, in_bytes, short
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -235,3 +235,36 @@ def show_recipes(console: Console, result: dict[str, Any]) -> None:
     if result["recipes"]:
         rows = [[row["name"], row["about"]] for row in result["recipes"]]
         render.print_table(console, "Other recipes", ["recipe", "what it does"], rows)
+
+
+def show_runs(console: Console, result: dict[str, Any]) -> None:
+    """A row for each run, the one written last first."""
+    if not result["runs"]:
+        render.print_line(console, f"no runs in {result['root']}")
+        return
+    columns = [
+        "run",
+        "state",
+        "stage",
+        "updates",
+        "left",
+        "loss",
+        "val_loss",
+        "tokens/s",
+        "changed_at",
+    ]
+    rows = [
+        [
+            run["run"],
+            run["state"],
+            run["stage"],
+            f"{run['steps']:,}" + (f"/{run['num_steps']:,}" if run["num_steps"] else ""),
+            "" if run["left_s"] is None else duration(run["left_s"]),
+            run["loss"],
+            run["val_loss"],
+            short(run["tokens_per_second"]) if run["tokens_per_second"] else "-",
+            run["updated_at"],
+        ]
+        for run in result["runs"]
+    ]
+    render.print_table(console, "", columns, rows)

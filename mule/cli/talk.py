@@ -25,10 +25,6 @@ _HELP = """\
 /set NAME VALUE   {settings}
 /quit             leave (also Ctrl-D); Ctrl-C stops a reply"""
 
-_DEFAULTS: dict[str, Any] = {
-    "temperature": 0.7,
-    "min_p": 0.05,
-}  # lively, and nothing that is very unlikely
 # A model's reply must not move the cursor or rename the window: control characters are spelled.
 _VISIBLE = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 _VISIBLE |= {ord("\n"): "\n", ord("\t"): "\t"}
@@ -201,9 +197,10 @@ def _set(chat: Conversation, rest: str) -> None:
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
     """The command line's options, the sampling ones gathered into one."""
+    from mule.commands.chat import DEFAULTS
     from mule.generate.sampler import Sampling
 
     names = {field.name for field in dataclasses.fields(Sampling)}
-    chosen = _DEFAULTS | {name: value for name, value in given.items() if name in names}
+    chosen = DEFAULTS | {name: value for name, value in given.items() if name in names}
     sampling = Sampling(**chosen)
     return {"sampling": sampling} | {k: v for k, v in given.items() if k not in names}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 _WIDTH, _HEIGHT = 66, 14
@@ -19,8 +19,17 @@ class Line:
     points: Sequence[tuple[float, float]]
 
 
-def text_plot(lines: Sequence[Line]) -> list[str]:
-    """The lines of text, with both scales and a legend; empty without points."""
+def text_plot(
+    lines: Sequence[Line],
+    *,
+    width: int = _WIDTH,
+    height: int = _HEIGHT,
+    label: Callable[[float], str] = "{:.3f}".format,
+) -> list[str]:
+    """The lines of text, with both scales and a legend; empty without points.
+
+    `width` and `height` are those of the plot itself, `label` writes the ends of its scale.
+    """
     drawn = [line for line in lines if line.points]
     if not drawn:
         return []
@@ -29,20 +38,20 @@ def text_plot(lines: Sequence[Line]) -> list[str]:
     shown = first + _LEFT_OUT * (last - first)
     ys = sorted(y for line in drawn for x, y in line.points if x >= shown)
     low, high = ys[0], ys[round(_SHOWN_SHARE * (len(ys) - 1))]
-    grid = [[" "] * _WIDTH for _ in range(_HEIGHT)]
+    grid = [[" "] * width for _ in range(height)]
     for line in drawn:
         for x, y in line.points:
-            column = round((x - first) / max(last - first, 1e-12) * (_WIDTH - 1))
-            row = round((high - y) / max(high - low, 1e-12) * (_HEIGHT - 1))
-            if 0 <= row < _HEIGHT:
+            column = round((x - first) / max(last - first, 1e-12) * (width - 1))
+            row = round((high - y) / max(high - low, 1e-12) * (height - 1))
+            if 0 <= row < height:
                 grid[row][column] = line.mark
-    labels = {0: f"{high:.3f}", _HEIGHT - 1: f"{low:.3f}"}
-    width = max(len(label) for label in labels.values())
+    labels = {0: label(high), height - 1: label(low)}
+    margin = max(map(len, labels.values()))
     rows = [
-        f"{labels.get(place, ''):>{width}} |{''.join(cells).rstrip()}"
+        f"{labels.get(place, ''):>{margin}} |{''.join(cells).rstrip()}"
         for place, cells in enumerate(grid)
     ]
     ends = f"{first:,.0f}", f"{last:,.0f}"
-    axis = f"{'':>{width}}  {ends[0]}{ends[1]:>{_WIDTH - len(ends[0])}}"
+    axis = f"{'':>{margin}}  {ends[0]}{ends[1]:>{width - len(ends[0])}}"
     legend = "  ".join(f"{line.mark} {line.name}" for line in drawn)
-    return [*rows, axis, f"{'':>{width}}  {legend}"]
+    return [*rows, axis, f"{'':>{margin}}  {legend}"]

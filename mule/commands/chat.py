@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,45 @@ if TYPE_CHECKING:
     from mule.adapters.source import Source
     from mule.generate.conversation import Conversation, Talker
     from mule.generate.sampler import Sampling
+
+
+DEFAULTS: dict[str, Any] = {"temperature": 0.7, "min_p": 0.05}  # lively, and nothing very unlikely
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How an answer is drawn, as a form asks for it: what is usual, and from where to where."""
+
+    name: str
+    usual: float
+    low: float
+    high: float | None
+    step: float
+    help: str
+
+
+SETTINGS = (
+    Setting(
+        "temperature",
+        DEFAULTS["temperature"],
+        0,
+        2,
+        0.05,
+        "Divides the logits; 0 always takes the best token.",
+    ),
+    Setting("top_p", 1, 0.01, 1, 0.01, "Of the best tokens that make up this share; 1: of all."),
+    Setting("top_k", 0, 0, None, 1, "Of so many best tokens; 0: of all."),
+    Setting(
+        "min_p",
+        DEFAULTS["min_p"],
+        0,
+        0.99,
+        0.01,
+        "Of those this likely beside the best; 0: of all.",
+    ),
+    Setting("max_tokens", 256, 1, None, 1, "The longest answer, in tokens."),
+    Setting("seed", 0, 0, 2**32 - 1, 1, "The random numbers; the same seed draws the same."),
+)
 
 
 def open_chat(
@@ -70,9 +110,20 @@ def save(chat: Conversation, file: Path) -> int:
 
     Raises UserError when nothing was said, or the file is no JSONL.
     """
+    return _add_rows(chat.rows(), file)
+
+
+def save_said(said: Sequence[tuple[str, Sequence[dict[str, str]]]], file: Path) -> dict[str, Any]:
+    """The same of messages by the name of who answered, as the chat page keeps them."""
+    from mule.generate.conversation import training_rows
+
+    num_rows = _add_rows(training_rows(said), file)
+    return {"file": str(file), "rows": num_rows, "next": f"mule data check {file}"}
+
+
+def _add_rows(rows: Sequence[dict[str, Any]], file: Path) -> int:
     from mule import fsio
 
-    rows = chat.rows()
     if file.suffix != ".jsonl":
         raise UserError(
             f"{file}: conversations are saved as JSONL, a row each",

@@ -7,21 +7,55 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mule.errors import UserError
+from mule.message import Message
 from mule.run import RUNS, Run
 
 if TYPE_CHECKING:
     from mule.compare.sourced import Setup
     from mule.compare.verdict import Verdict
+    from mule.french import Language
 
+PART = "compare"  # of Mule, whose sentences these are
 _PAGES = (".md", ".html")
 _NEAREST = 3  # published setups beside yours where none is named
+# What is the same in every language: names, commands, settings and what sources say.
+_KEPT = frozenset(
+    "name run first second folder key setting values source sources hearsay next".split()
+)
 
 
-def run(words: Sequence[str], *, out: Sequence[Path] = (), root: Path = RUNS) -> dict[str, Any]:
+def run(
+    words: Sequence[str],
+    *,
+    out: Sequence[Path] = (),
+    root: Path = RUNS,
+    language: Language = "en",
+) -> dict[str, Any]:
     """Compare what `words` name: recipes, runs and published setups; `key=value` edits the first.
 
-    Of two or more runs alone, the runs side by side. Writes the result to `out` as well.
+    Of two or more runs alone, the runs side by side. Writes the result to `out` as well. In another
+    language than English the result has its texts in it too, under that language's name.
     """
+    if out and language != "en":
+        raise UserError(
+            f"{out[0]} would be in English: --lang cannot take effect on --out",
+            "leave one of the two away",
+        )
+    return told(_compared(words, out, root), language)
+
+
+def told(found: dict[str, Any], language: Language) -> dict[str, Any]:
+    """The result, with all its texts in that language beside the English ones."""
+    if language == "en":
+        return found
+    from mule.french import retold, speaker
+
+    say = speaker(language, PART)
+    return found | {"language": language, language: retold(found, say, kept=_KEPT)}
+
+
+def _compared(words: Sequence[str], out: Sequence[Path], root: Path) -> dict[str, Any]:
+    """What `words` name, compared."""
     for file in out:
         _check(file)
     edits = [word for word in words if _is_edit(word)]
@@ -212,7 +246,8 @@ def _rows(
 def _line(yours: Setup, verdict: Verdict) -> str:
     from mule.compare.parameters import BY_KEY
 
-    return f"{BY_KEY[verdict.key].label} {yours.shown(verdict.key)}: {verdict.reason}"
+    shown = yours.shown(verdict.key)
+    return Message("{} {}: {}", BY_KEY[verdict.key].label, shown, verdict.reason)
 
 
 def _is_given(value: Any) -> bool:

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mule.commands.data_inputs import Inputs, open_inputs, read_options
+from mule.commands.data_inputs import open_inputs, read_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,11 +23,13 @@ def run(
     tokenizer: str | None = None,
     fix_encoding: bool = False,
     out: Path | None = None,
+    places: int = 5,
 ) -> dict[str, Any]:
     """Look at every row of the data `words` name; with `fix_encoding`, of its repaired copies.
 
     `ok` is False where training on it would be a mistake. The copies go to `out`, or beside each
-    path given, in a folder of its name with -fixed.
+    path given, in a folder of its name with -fixed. Of each problem so many
+    `places` are listed, 1,000 at most.
     """
     from mule.data.check import Settings, check
     from mule.errors import UserError
@@ -37,12 +39,12 @@ def run(
             "--out has no effect without --fix-encoding", "a check writes nothing; leave it out"
         )
     inputs = open_inputs(words, tokenizer)
-    files = _parts(inputs)
+    files = parts_of(inputs.paths, inputs.valid, inputs.data.train)
     repaired: dict[str, int] = {}
     if fix_encoding:
         files, repaired = _repair(files, inputs.data.train, out)
     data = inputs.data
-    settings = Settings(read_options(data), data.max_seq_length, data.too_long)
+    settings = Settings(read_options(data), data.max_seq_length, data.too_long, places)
     result = check(files, inputs.tokenizer, settings)
     for problem in result["problems"]:
         problem["hint"] = problem["hint"].replace("PATH", shlex.join(words))
@@ -56,12 +58,14 @@ def run(
     }
 
 
-def _parts(inputs: Inputs) -> dict[Part, list[Path]]:
-    """The files by what they are for; a test file beside the training file counts too."""
+def parts_of(
+    train: Sequence[Path], valid: Sequence[Path], given: Sequence[str]
+) -> dict[Part, list[Path]]:
+    """The files by what they are for; a test file in a folder that was given counts too."""
     from mule.data.sources import split_files
 
-    files: dict[Part, list[Path]] = {"train": list(inputs.paths), "valid": list(inputs.valid)}
-    folders = [Path(path) for path in inputs.data.train if Path(path).is_dir()]
+    files: dict[Part, list[Path]] = {"train": list(train), "valid": list(valid)}
+    folders = [Path(path) for path in given if Path(path).is_dir()]
     test = [file for folder in folders for file in split_files(folder, "test")]
     taken = {*files["train"], *files["valid"]}
     files["test"] = [file for file in test if file not in taken]

@@ -176,7 +176,7 @@ def _tokenizer(
             f"mule data prepare {words} --tokenizer MODEL_FOLDER; or, for a new model, train one "
             f"on this data: mule data prepare {words} tokenizer.vocab_size=16384",
         )
-    return _trained_on(paths, read_options(recipe.data))
+    return throw_away_tokenizer(paths, read_options(recipe.data))
 
 
 def _recipe_tokenizer(recipe: Recipe) -> tuple[Tokenizer, str]:
@@ -191,7 +191,7 @@ def _recipe_tokenizer(recipe: Recipe) -> tuple[Tokenizer, str]:
     return found, f"trained on data.train, tokenizer.vocab_size = {recipe.tokenizer.vocab_size:,}"
 
 
-def _trained_on(paths: list[Path], options: ReadOptions) -> tuple[Tokenizer, str]:
+def throw_away_tokenizer(paths: list[Path], options: ReadOptions) -> tuple[Tokenizer, str]:
     """A small tokenizer of the data's own, good enough to look at it."""
     from mule import progress
     from mule.tokenizer import Tokenizer

@@ -34,7 +34,7 @@ def run(words: list[str], *, tokenizer: str | None = None, n: int = 3) -> dict[s
     data = inputs.data
     examples: list[dict[str, Any]] = []
     for item in _first_items(inputs.paths, read_options(data), n):
-        examples += _examples(inputs.tokenizer, item, data.max_seq_length)
+        examples += examples_of(inputs.tokenizer, item, data.max_seq_length)
     return {
         "tokenizer": inputs.tokenizer_origin,
         "vocab_size": inputs.tokenizer.vocab_size,
@@ -89,7 +89,8 @@ def _items(file: Path, options: ReadOptions) -> Iterator[Item]:
             return
 
 
-def _examples(tokenizer: Tokenizer, item: Item, length: int) -> Iterator[dict[str, Any]]:
+def examples_of(tokenizer: Tokenizer, item: Item, length: int) -> Iterator[dict[str, Any]]:
+    """What the model reads of an item; several examples where the template rewrites turns."""
     from mule.data.sources import Conversation, Document
 
     if isinstance(item, Document):
@@ -247,7 +248,7 @@ def _pieces(
         piece: dict[str, Any] = {
             "start": start + places[0],
             "ids": own,
-            "text": _text(tokenizer, ids[: places[0]][-1:], own),
+            "text": text_of(tokenizer, ids[: places[0]][-1:], own),
             "trained": is_trained,
             "special": alone >= 0,
         }
@@ -255,7 +256,7 @@ def _pieces(
     return pieces
 
 
-def _text(tokenizer: Tokenizer, before: list[int], own: list[int]) -> str:
+def text_of(tokenizer: Tokenizer, before: list[int], own: list[int]) -> str:
     """The text of ids after the one before them: some tokenizers drop the space they begin with."""
     lead, joined = tokenizer.decode(before), tokenizer.decode(before + own)
     return joined[len(lead) :] if joined.startswith(lead) else tokenizer.decode(own)

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from mule import fsio
-from mule.commands import docs_accuracy, docs_doctor, docs_serve, docs_verify
+from mule.commands import (
+    docs_accuracy,
+    docs_cli,
+    docs_doctor,
+    docs_proof,
+    docs_serve,
+    docs_ui,
+    docs_verify,
+)
 from mule.commands.catalogue import catalogue_markdown, write_catalogue
 from mule.commands.docs_table import table
 from mule.config import docs as settings
@@ -133,8 +141,9 @@ def with_generated(page: str, generated: str, name: str = "generated") -> str:
 
 def generated_pages(folder: Path = settings.DOCS, results: Path = RESULTS) -> dict[str, str]:
     """Every page with a generated part, and its text as it must be."""
-    names = (PERFORMANCE_PAGE, DATA_PAGE, CHOOSE_PAGE, docs_serve.PAGE, docs_verify.PAGE)
-    page, data, choose, serve, proof = (
+    names = (PERFORMANCE_PAGE, DATA_PAGE, CHOOSE_PAGE)
+    names += (docs_serve.PAGE, docs_verify.PAGE, docs_ui.PAGE)
+    page, data, choose, serve, proof, ui = (
         (folder / name).read_text(encoding="utf-8") for name in names
     )
     data = with_generated(data, formats_markdown(), "formats")
@@ -148,7 +157,20 @@ def generated_pages(folder: Path = settings.DOCS, results: Path = RESULTS) -> di
         docs_verify.PAGE: with_generated(proof, docs_verify.verify_markdown(results), "faults"),
         docs_doctor.PAGE: docs_doctor.rules_markdown(),
         docs_accuracy.PAGE: docs_accuracy.accuracy_markdown(results),
+        docs_ui.PAGE: with_generated(ui, docs_ui.speed_markdown(results), docs_ui.BLOCK),
+        docs_cli.PAGE: docs_cli.cli_markdown(),
+        **_front_pages(folder, results),
     }
+
+
+def _front_pages(folder: Path, results: Path) -> dict[str, str]:
+    """README in each language, beside `folder`, with the table of what is proven."""
+    found = {}
+    for name, language in docs_proof.PAGES.items():
+        page = (folder.parent / name).read_text(encoding="utf-8")
+        proof = docs_proof.proof_markdown(results, language)
+        found[f"../{name}"] = with_generated(page, proof, docs_proof.BLOCK)
+    return found
 
 
 def write(folder: Path = settings.DOCS, results: Path = RESULTS) -> None:

@@ -43,13 +43,13 @@ def accuracy_markdown(results: Path) -> str:
     for title, name, markdown, command in parts:
         file = results / f"{name}.json"
         text = f"Not measured yet: `{command}`, then `make docs`."
-        if file.is_file() and _is_whole(found := fsio.read_json(file)):
+        if file.is_file() and is_whole(found := fsio.read_json(file)):
             text = markdown(found)
         page += f"## {title}\n\n{text}\n\n"
     return page.rstrip() + "\n"
 
 
-def _is_whole(found: dict[str, Any]) -> bool:
+def is_whole(found: dict[str, Any]) -> bool:
     """Whether a bench that keeps each run as it ends has come to its end."""
     return all("error" in row for row in found.get("cases", []))
 

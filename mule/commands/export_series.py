@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mule.export.imatrix_file import ImportanceMatrix
     from mule.export.series import Series, Target
 
-_TYPE_IN_NAME = re.compile(r"-(f32|f16|bf16)$", re.IGNORECASE)
+FULL_TYPE_IN_NAME = re.compile(r"-(f32|f16|bf16)$", re.IGNORECASE)
 _FULL = ("f32", "f16", "bf16")
 
 
@@ -82,7 +82,7 @@ def from_file(
     record = read_record(source.parent)
     entry = next((row for row in (record or {}).get("files", []) if row["file"] == source.name), {})
     importance = _importance(source, record, imatrix) if imatrix is not None else None
-    target = Target(folder, _TYPE_IN_NAME.sub("", source.stem), importance)
+    target = Target(folder, FULL_TYPE_IN_NAME.sub("", source.stem), importance)
     if (own := [t for t in types if target.file(t).resolve() == source.resolve()]) != []:
         raise UserError(
             f"{source} is the {own[0]} file itself", "name other types, or another --out"

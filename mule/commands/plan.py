@@ -46,7 +46,7 @@ def run(
     if (campaign := _campaign(recipe_file)) is not None:
         return _of_campaign(campaign, overrides, machine)
     price_an_hour = _price(price)
-    assumed = _assumed(overrides, name, machine) if assume else None
+    assumed = assumptions(overrides, name, machine) if assume else None
     loaded = load_recipe(recipe_file, overrides, assumed=assumed)
     run_name = name or loaded.recipe.name or (recipe_file.stem if recipe_file else "run")
     plan = Plan(_with_own_rows(loaded.recipe), root / run_name, machine, fresh)
@@ -228,6 +228,8 @@ def _guessed(recipe: Recipe) -> DataRows:
 
 def _told(found: Estimate, plan: Plan) -> dict[str, Any]:
     """The estimate as it is printed and as JSON."""
+    from mule.config.dump import value_of
+
     recipe = found.resolved.recipe
     disk_free = plan.hardware.free_disk_bytes
     short = disk_free is not None and found.disk_bytes > disk_free
@@ -259,6 +261,7 @@ def _told(found: Estimate, plan: Plan) -> dict[str, Any]:
         "update_by_kind_of_work": found.kinds,
         "settings": {f"train.{key}": getattr(recipe.train, key) for key in chosen},
         "reasons": found.resolved.reasons,
+        "decided": {key: value_of(recipe, key) for key in found.resolved.reasons},
         "rows_known_by": plan.rows.how,
         "notes": plan.notes,
         "ok": found.verdict != "does not fit" and not short,
@@ -326,7 +329,7 @@ def _next(result: dict[str, Any], words: list[str], name: str | None) -> str:
     return shlex.join(["mule", "train", *words, *named])
 
 
-def _assumed(overrides: list[str], name: str | None, machine: str | None) -> Assumed:
+def assumptions(overrides: list[str], name: str | None, machine: str | None) -> Assumed:
     """What `mule train` assumes of a model and its data, without fetching weights."""
     from mule import calibration
     from mule.commands import assume

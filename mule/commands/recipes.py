@@ -23,9 +23,7 @@ def list_recipes(*, memory: str | None = None, task: str | None = None) -> dict[
     limit = _bytes_of(memory) if memory is not None else None
     if task is not None and task not in _TASKS:
         raise UserError(f"--task {task}: not a task", f"choose among {', '.join(_TASKS)}")
-    rows = [
-        {"name": name, "about": _about(file), "file": str(file)} for name, file in presets().items()
-    ]
+    rows = names_with_abouts()
     found = _catalogue({row["name"]: row for row in rows})
     known = {row["name"] for row in found["catalogue"]}
     if limit is not None:
@@ -42,6 +40,13 @@ def list_recipes(*, memory: str | None = None, task: str | None = None) -> dict[
     others = [row for row in rows if row["name"] not in known]
     first = next(iter([*found["catalogue"], *others]), None)
     return found | {"recipes": others, "next": _next(first)}
+
+
+def names_with_abouts() -> list[dict[str, Any]]:
+    """Every recipe that comes with Mule, with its file and its first comment line."""
+    return [
+        {"name": name, "about": _about(file), "file": str(file)} for name, file in presets().items()
+    ]
 
 
 def show(name: str) -> dict[str, Any]:
@@ -96,15 +101,24 @@ def _catalogue(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _this_machine() -> tuple[str, float, str]:
     """The arithmetic that training takes here, the peak of its matrix products, and its name."""
-    import torch
+    from mule import calibration, machine
 
-    from mule import machine
+    if calibration.is_known():  # without torch
+        known = calibration.calibration()
+        return _named(known.device, known.precision, known.matmul_flops[known.precision])
+    import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and torch.backends.mps.is_available():
         device = "mps"
     precision = "bf16" if device != "cpu" or machine.has_fast_bf16() else "fp32"
     peak = machine.matmul_peak(precision, device, machine.physical_cores())
+    return _named(device, precision, peak)
+
+
+def _named(device: str, precision: str, peak: float) -> tuple[str, float, str]:
+    from mule import machine
+
     what = "this GPU" if device != "cpu" else f"these {machine.physical_cores()} cores"
     return precision, peak, f"{what} ({peak / 1e12:.2g} TFLOP/s at most)"
 

@@ -32,7 +32,8 @@ def to_yaml(
     open_section = ""
     for key, knob in knobs().items():
         value = value_of(recipe, key)
-        if value is None or key in idle or (only is not None and key not in only):
+        unset = value is None and knob.default is None  # null can also be what was chosen
+        if unset or key in idle or (only is not None and key not in only):
             continue
         lines += _headings(open_section, knob.section)
         open_section = knob.section
@@ -42,18 +43,23 @@ def to_yaml(
     return "\n".join(lines).lstrip() + "\n"
 
 
-def read_reasons(text: str) -> dict[str, dict[str, str]]:
-    """The commented settings of what `to_yaml` wrote: dotted key -> {value, reason}."""
+def read_settings(text: str) -> dict[str, dict[str, str]]:
+    """The settings of what `to_yaml` wrote: dotted key -> {value, reason}, each as it stands there."""
     found: dict[str, dict[str, str]] = {}
     sections: list[str] = []
     for line in text.splitlines():
         indent = (len(line) - len(line.lstrip())) // 2
         name, _, rest = line.strip().partition(":")
         sections[indent:] = [name]
-        value, mark, reason = rest.partition("  # ")
-        if mark:
+        value, _, reason = rest.partition("  # ")
+        if value.strip():
             found[".".join(sections)] = {"value": value.strip(), "reason": reason}
     return found
+
+
+def read_reasons(text: str) -> dict[str, dict[str, str]]:
+    """The commented settings of what `to_yaml` wrote: dotted key -> {value, reason}."""
+    return {key: entry for key, entry in read_settings(text).items() if entry["reason"]}
 
 
 def identity_fingerprint(recipe: Recipe) -> str:

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 RECORD, SUMS, CARD = "export.json", "SHA256SUMS", "README.md"
 Kind = Literal["gguf", "adapter", "hf"]
 Record = dict[str, Any]
-_TOLD_OF_CHECK = ("ok", "verdict", "kl_mean", "top1", "ppl", "ppl_reference")
+_TOLD_OF_CHECK = (
+    *("ok", "verdict", "runtime", "tokens_equal", "template_equal", "kl_mean", "kl_p99", "top1"),
+    *("ppl", "ppl_reference", "num_prompts", "num_greedy_equal", "stops"),
+)
 
 
 def new_record(kind: Kind, folder: Path, model_dir: Path, known: About, weights: str) -> Record:
@@ -183,6 +186,7 @@ def note_checks(folder: Path, reports: Sequence[Mapping[str, Any]]) -> None:
     told = {Path(report["file"]).name: report for report in reports}
     checks = {
         name: {key: report[key] for key in _TOLD_OF_CHECK if key in report}
+        | {"steps": {check["name"]: check["ok"] for check in report["checks"]}}
         for name, report in told.items()
     }
     record_checks(folder, checks)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import queue
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -145,21 +145,8 @@ class Conversation:
 
         Raises UserError when nothing was said, or a reply is empty.
         """
-        rows = []
-        for speaker in self.speakers:
-            row = {"messages": [*self._before(), *speaker.history]}
-            if not all(message["content"].strip() for message in speaker.history):
-                raise UserError(
-                    f"{speaker.name} has answered with nothing, which is no training data",
-                    "ask again (/retry), or start afresh (/reset)",
-                )
-            if speaker.history and row not in rows:
-                rows.append(row)
-        if not rows:
-            raise UserError(
-                "there is no conversation to save", "ask something first (of a chat model)"
-            )
-        return rows
+        before = self._before()
+        return training_rows([(s.name, [*before, *s.history]) for s in self.speakers])
 
     def close(self) -> None:
         for speaker in self.speakers:
@@ -183,6 +170,27 @@ class Conversation:
                 "start afresh with /reset, or say it in fewer words",
             )
         return Reply(speaker, Request(tuple(ids), min(self.max_tokens, room), self.sampling))
+
+
+def training_rows(said: Iterable[tuple[str, Sequence[Message]]]) -> list[dict[str, Any]]:
+    """What was said with each model, by its name, as rows of training data; equal ones once.
+
+    Raises UserError when nothing was said, or a reply is empty.
+    """
+    rows = []
+    for name, messages in said:
+        spoken = [message for message in messages if message["role"] != "system"]
+        if not all(message["content"].strip() for message in spoken):
+            raise UserError(
+                f"{name} has answered with nothing, which is no training data",
+                "ask again (/retry), or start afresh (/reset)",
+            )
+        row = {"messages": list(messages)}
+        if spoken and row not in rows:
+            rows.append(row)
+    if not rows:
+        raise UserError("there is no conversation to save", "ask something first (of a chat model)")
+    return rows
 
 
 def differences(replies: Sequence[Reply]) -> list[dict[str, Any]]:

@@ -24,11 +24,7 @@ def write_report(folder: Path) -> dict[str, Any]:
 
     Raises UserError where the folder holds nothing that can be compared.
     """
-    with progress.task("Reading the campaign", total=None, unit=""):
-        study = read_study(folder)
-        refuse_incomparable(study)
-        evidence = gather(study)
-    document = build(evidence)
+    evidence, document = compose(folder)
     for figure in document.figures:
         fsio.write_text(folder / FIGURES / f"{figure.name}.svg", figure.file_text())
     _remove_old_figures(folder / FIGURES, {f"{f.name}.svg" for f in document.figures})
@@ -36,6 +32,18 @@ def write_report(folder: Path) -> dict[str, Any]:
     fsio.write_text(files["markdown"], to_markdown(document, FIGURES))
     fsio.write_text(files["html"], to_page(document))
     return {**evidence.found, "files": {kind: str(file) for kind, file in files.items()}}
+
+
+def compose(folder: Path) -> tuple[Evidence, Document]:
+    """What was found in a campaign's folder, and the report of it; nothing is written.
+
+    Raises UserError where the folder holds nothing that can be compared.
+    """
+    with progress.task("Reading the campaign", total=None, unit=""):
+        study = read_study(folder)
+        refuse_incomparable(study)
+        evidence = gather(study)
+    return evidence, build(evidence)
 
 
 def build(evidence: Evidence) -> Document:

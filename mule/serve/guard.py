@@ -25,14 +25,14 @@ from mule.serve.watch import Exchange, Watch
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 )
+STRICTEST_POLICY = "default-src 'none'; frame-ancestors 'none'"
 _ONCE = (b"host", b"origin", b"authorization", b"content-type", b"content-length")
 _OVERRIDES = (b"x-http-method-override", b"x-http-method", b"x-method-override")
-_PATH = re.compile(rb"(/[A-Za-z0-9._-]+)+")  # nothing of ours is written with escapes
+_PATH = re.compile(rb"/|(/[A-Za-z0-9._-]+)+")  # nothing of ours is written with escapes
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 _SECRET_KEY = re.compile(rb"(?i)token|key|auth|secret|password|bearer")
 _MAX_DIGITS = 18  # of a Content-Length
@@ -41,11 +41,16 @@ _DISCARDED_BYTES, _DISCARD_SECONDS = 16_000_000, 0.5  # of a body that nobody wi
 
 @dataclass(frozen=True)
 class Door:
-    """Who may ask: the token, the names in `Host`, and the paths that need no token."""
+    """Who may ask: the token, the names in `Host`, and the paths that need no token.
+
+    `command` is what started the server, for messages; `content_policy` what its pages may load.
+    """
 
     token: str
     hosts: frozenset[str]
     open_paths: frozenset[str]
+    command: str = "mule serve"
+    content_policy: str = STRICTEST_POLICY
 
 
 class Guard:
@@ -66,10 +71,10 @@ class Guard:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope["method"], scope["path"])
-        reply = _Reply(send, exchange)
+        reply = _Reply(send, exchange, self._door.content_policy)
         try:
             headers = _checked_headers(scope, self._limits.header_bytes)
-            self._check_caller(headers)
+            self._check_caller(scope["path"], headers)
             route = self._find_route(scope, exchange)
             self._check_token(scope, headers)
             body = await self._read_body(route, headers, receive)
@@ -86,15 +91,18 @@ class Guard:
 
     # ------------------------------------------------------------ who, and what
 
-    def _check_caller(self, headers: dict[bytes, bytes]) -> None:
-        """A browser tells where its page came from; only the server's own name may be asked."""
+    def _check_caller(self, path: str, headers: dict[bytes, bytes]) -> None:
+        """A browser tells where its page came from; only the server's own name may be asked.
+
+        A person may come from anywhere to a page that needs no token.
+        """
         host = headers.get(b"host", b"").decode("latin-1").lower()
         match = _HOST.fullmatch(host)
         if match is None or match[1] not in self._door.hosts:
             raise Problem(
                 403,
                 f"Host is {shown(host)}; this server answers to {', '.join(sorted(self._door.hosts))}"
-                " only (mule serve --allow-host NAME adds one)",
+                f" only ({self._door.command} --allow-host NAME adds one)",
                 code="host_not_allowed",
             )
         origin = headers.get(b"origin")
@@ -104,7 +112,9 @@ class Guard:
                 f"Origin is {shown(origin.decode('latin-1'))}; pages of other places may not ask",
                 code="origin_not_allowed",
             )
-        if headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin"):
+        comes = path in self._door.open_paths and headers.get(b"sec-fetch-mode") == b"navigate"
+        site = headers.get(b"sec-fetch-site", b"none")
+        if site not in (b"none", b"same-origin") and not comes:
             raise Problem(
                 403,
                 "a page of another place may not ask (Sec-Fetch-Site)",
@@ -148,7 +158,7 @@ class Guard:
             raise Problem(
                 401,
                 f"the token {what}; send Authorization: Bearer TOKEN, with the token that "
-                "`mule serve` wrote to the file it named when it started",
+                f"`{self._door.command}` wrote to the file it named when it started",
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
@@ -259,15 +269,16 @@ _DEFECT = Problem(500, "this is a defect of Mule; the server's log names the pla
 class _Reply:
     """`send`, with our headers on every answer."""
 
-    def __init__(self, send: Send, exchange: Exchange) -> None:
+    def __init__(self, send: Send, exchange: Exchange, content_policy: str) -> None:
         self._send, self.exchange = send, exchange
+        self._headers = (*HEADERS, (b"content-security-policy", content_policy.encode()))
         self.started = self.body_is_read = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
             self.exchange.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
+            message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
         await self._send(message)
 
 

@@ -12,7 +12,7 @@ _MAX_SHOWN = 80  # characters of a client's value in a message
 class Problem(Exception):
     """What is told to a client: the HTTP status, what was found, and what to send instead.
 
-    `param` is the field at fault; `code` a word for programs.
+    `param` is the field at fault; `code` a word for programs; `hint` the edit or command that helps.
     """
 
     def __init__(
@@ -22,15 +22,16 @@ class Problem(Exception):
         *,
         param: str | None = None,
         code: str | None = None,
+        hint: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message = status, message
-        self.param, self.code = param, code
+        self.param, self.code, self.hint = param, code, hint
         self.headers = headers or {}
 
     def as_dict(self) -> dict[str, Any]:
-        """`{"error": {message, type, param, code}}`."""
+        """`{"error": {message, type, param, code}}`, and the hint where there is one."""
         default = "server_error" if self.status >= 500 else "invalid_request_error"
         return {
             "error": {
@@ -38,6 +39,7 @@ class Problem(Exception):
                 "type": _TYPES.get(self.status, default),
                 "param": self.param,
                 "code": self.code,
+                **({} if self.hint is None else {"hint": self.hint}),
             }
         }
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mule.serve.guard import HEADERS
+from mule.serve.guard import HEADERS, STRICTEST_POLICY
 from mule.serve.limits import Limits
 from mule.serve.problem import Problem
 
@@ -113,5 +113,6 @@ def _raw(problem: Problem, status: bytes) -> bytes:
     body = problem.as_bytes()
     lines = [b"HTTP/1.1 " + status, b"content-type: application/json", b"connection: close"]
     lines += [name + b": " + value for name, value in HEADERS]
+    lines.append(b"content-security-policy: " + STRICTEST_POLICY.encode())
     lines += [b"content-length: " + str(len(body)).encode(), b"", body]
     return b"\r\n".join(lines)

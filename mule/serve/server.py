@@ -11,11 +11,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
 
 from mule.errors import UserError
-from mule.serve.app import Api
+from mule.serve.guard import Guard
 from mule.serve.limits import Limits
 from mule.serve.protocol import Connection
 
@@ -73,6 +74,15 @@ def own_hosts(bound: socket.socket, host: str, more: list[str]) -> frozenset[str
     return frozenset(names)
 
 
+class App(Protocol):
+    """What a server runs: routes behind a guard, and the end of what is under way."""
+
+    guard: Guard
+    limits: Limits
+
+    def cancel_all(self) -> None: ...
+
+
 class Server(uvicorn.Server):
     """Answers on `bound` until SIGINT or SIGTERM, of which it keeps the number.
 
@@ -80,7 +90,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, api: Api, bound: socket.socket, on_start: Callable[[], None] = lambda: None
+        self, api: App, bound: socket.socket, on_start: Callable[[], None] = lambda: None
     ) -> None:
         config = uvicorn.Config(
             api.guard,

@@ -6,7 +6,15 @@ import json
 
 import pytest
 
-from mule.commands import docs, docs_accuracy, docs_doctor, docs_serve, docs_verify
+from mule.commands import (
+    docs,
+    docs_accuracy,
+    docs_cli,
+    docs_doctor,
+    docs_proof,
+    docs_serve,
+    docs_verify,
+)
 from mule.config.docs import DOCS, MARKDOWN, SCHEMA, config_markdown, json_schema
 from mule.errors import UserError
 
@@ -31,6 +39,8 @@ PAGES = (
     docs_verify.PAGE,
     docs_doctor.PAGE,
     docs_accuracy.PAGE,
+    docs_cli.PAGE,
+    *(f"../{name}" for name in docs_proof.PAGES),
 )
 
 

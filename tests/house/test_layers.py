@@ -14,9 +14,12 @@ from tests.house.source import Module, imports, modules
 # The first layer is itself ordered; within the others no folder imports a sibling.
 FOUNDATION = (
     "errors",
+    "message",
     "statistics",
+    "figures",
     "progress",
     "fsio",
+    "french",
     "locks",
     "hub",
     "batch",
@@ -34,7 +37,7 @@ LAYERS = (
     ("commands",),
     ("cli", "web"),
 )
-SIBLINGS = {("data", "tokenizer")}
+SIBLINGS = {("data", "tokenizer"), ("cli", "web")}  # `mule ui` starts the pages
 RANK = {part: rank for rank, part in enumerate(FOUNDATION)} | {
     part: len(FOUNDATION) + rank for rank, layer in enumerate(LAYERS) for part in layer
 }

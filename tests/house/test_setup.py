@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ["help", "setup", "demo", "test", "test-all", "check", "bench", "bench-plan"]
-TARGETS += ["docs", "clean"]
+TARGETS += ["docs", "site", "clean"]
 SYSTEM = "/usr/bin:/bin"
 
 
@@ -61,6 +61,7 @@ def test_help_is_the_default_and_lists_every_target() -> None:
         ("check", "pyrefly check"),
         ("bench", ".venv/bin/mule bench all"),
         ("docs", "-m mule.commands.docs"),
+        ("site", ".venv/bin/zensical build --strict"),
         ("clean", "rm -rf .venv"),
     ],
 )

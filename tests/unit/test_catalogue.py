@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mule import fsio, machine
+from mule import calibration, fsio, machine
 from mule.commands import catalogue, recipes
 from mule.config.load import load_recipe
 from mule.config.presets import CATALOGUE, MODELS, catalogue_file, presets
@@ -41,6 +41,7 @@ def known() -> dict[str, Any]:
 @pytest.fixture
 def a_slow_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """One core of 0.1 TFLOP/s without bf16, whatever runs the test."""
+    monkeypatch.setattr(calibration, "is_known", lambda: False)
     monkeypatch.setattr(machine, "matmul_peak", lambda *_: 1e11)
     monkeypatch.setattr(machine, "has_fast_bf16", lambda: False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

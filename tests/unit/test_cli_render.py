@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mule import progress
 from mule.cli import render
-from mule.cli.figures import duration, figure, figures_line, in_bytes, short
+from mule.figures import duration, figure, figures_line, in_bytes, short
 
 
 def plain_console() -> tuple[Console, io.StringIO]:

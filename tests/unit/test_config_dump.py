@@ -140,3 +140,12 @@ def test_every_knob_is_described() -> None:
         assert knob.role in ("identity", "mechanical"), knob.key
         assert knob.description.endswith((".", ".)")), knob.key
         assert knob.expected(), knob.key
+
+
+def test_null_that_takes_a_default_away_is_written(tmp_path: Path) -> None:
+    recipe = load_recipe(None, ["optim.max_spike=null"], complete=False).recipe
+    text = to_yaml(recipe)
+    assert "  max_spike: null\n" in text and "ema_decay" not in text
+    again = reload(tmp_path, text)
+    assert again.optim.max_spike is None
+    assert identity_fingerprint(again) == identity_fingerprint(recipe)

@@ -223,3 +223,13 @@ def test_a_recipe_without_a_tokenizer_is_refused_as_training_does() -> None:
     Path("r.yaml").write_text("model: {size: 1m}\ndata: {train: [x.txt]}\n")
     with pytest.raises(ConfigError, match="a new model needs a tokenizer"):
         open_inputs(["r.yaml"])
+
+
+def test_a_word_of_a_megabyte_does_not_stop_a_throw_away_tokenizer(tmp_path: Path) -> None:
+    """Training on a word takes time by the square of its length, so such words are cut."""
+    file = tmp_path / "long.jsonl"
+    text = "A" * 500_000 + " " * 500_000
+    file.write_text(json.dumps({"text": text}) + "\n" + json.dumps({"text": "the way"}) + "\n")
+    inputs = open_inputs([str(file)])
+    assert inputs.tokenizer_origin.startswith("a throw-away tokenizer")
+    assert inputs.tokenizer.decode(inputs.tokenizer.encode("the way AAA")) == "the way AAA"

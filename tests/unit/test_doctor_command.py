@@ -91,7 +91,7 @@ def test_all_rules_are_listed() -> None:
 @pytest.mark.parametrize("words", [(), ("a-run", "--rules"), ("--explain", "D101", "--rules")])
 def test_it_takes_one_thing_at_a_time(words: tuple[str, ...]) -> None:
     code, text = _mule(*words)
-    assert code == 2 and "takes a run, --explain CODE or --rules, not" in text
+    assert code == 2 and "takes a run, --explain CODE, --rules or --env, not" in text
 
 
 # ---------------------------------------------------------------- the framework

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from mule import progress
-from mule.cli.figures import figures_line
 from mule.config.load import identity_fingerprint
 from mule.errors import ConfigError
+from mule.figures import figures_line
 from mule.plan import forecast
 from mule.train.goal import check_goal_has_rows, goal_fields
 from tests.forecast_curves import TABLE, course, curve, recipe_of, write_run

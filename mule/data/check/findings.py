@@ -10,6 +10,7 @@ Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 MAX_PLACES = 5  # listed for one problem: enough to see what it is, the rest is counted
+KEPT_PLACES = 1000  # at most, where more are asked for
 _MAX_SHOWN_CHARS = 100  # of a text beside its place: a line of a terminal
 
 
@@ -31,7 +32,7 @@ class Finding:
 
     def add(self, place: Place) -> None:
         self.count += 1
-        if len(self.places) < MAX_PLACES:
+        if len(self.places) < KEPT_PLACES:
             self.places.append(Place(place.file, place.line, shorten(place.text)))
 
 
@@ -45,8 +46,8 @@ class Problem:
     hint: str = ""
     finding: Finding = field(default_factory=Finding)
 
-    def as_dict(self) -> dict[str, Any]:
-        places = self.finding.places
+    def as_dict(self, max_places: int = MAX_PLACES) -> dict[str, Any]:
+        places = self.finding.places[:max_places]
         return {
             "severity": self.severity,
             "code": self.code,

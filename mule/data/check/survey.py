@@ -11,7 +11,7 @@ from typing import Any
 
 from mule import progress
 from mule.data.check import languages, purpose
-from mule.data.check.findings import Finding, Place, Problem, by_severity
+from mule.data.check.findings import MAX_PLACES, Finding, Place, Problem, by_severity
 from mule.data.check.flaws import Flaws
 from mule.data.check.languages import Languages
 from mule.data.check.lengths import Lengths
@@ -41,11 +41,12 @@ Parts = Mapping[Part, Sequence[Path]]  # the training files first
 
 @dataclass(frozen=True)
 class Settings:
-    """How the rows are read and what becomes of long ones."""
+    """How the rows are read, what becomes of long ones, and how much is told."""
 
     read: ReadOptions
     max_seq_length: int
     too_long: str
+    places: int = MAX_PLACES  # listed of each problem
 
 
 class Survey:
@@ -87,7 +88,7 @@ class Survey:
             "rows": num_rows,
             "format": next(iter(formats)) if len(formats) == 1 else "mixed",
             "trained_token_share": self._lengths.trained_share,
-            "problems": [problem.as_dict() for problem in problems],
+            "problems": [problem.as_dict(self._settings.places) for problem in problems],
             "kind": kind,
             "files": self._files,
             "formats": formats,

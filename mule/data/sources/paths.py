@@ -12,7 +12,7 @@ from pathlib import Path
 from mule.data.sources.files import COMPRESSIONS, SUFFIXES, is_data_file
 from mule.errors import DataError
 
-__all__ = ["COMPRESSIONS", "SUFFIXES", "expand", "is_data_file", "split_files"]
+__all__ = ["COMPRESSIONS", "SUFFIXES", "expand", "is_data_file", "is_hub_id", "split_files"]
 
 _SPLITS = {
     "train": ("train", "training"),
@@ -69,7 +69,7 @@ def _files_of(path: str | Path) -> list[Path]:
         return _files_in(given)
     if given.exists():
         raise DataError(given, None, "neither a file nor a folder", "give a regular file")
-    if _is_hub_id(str(path)):
+    if is_hub_id(str(path)):
         from mule.data.sources import hub
 
         fetched = hub.fetch(str(path))
@@ -162,8 +162,11 @@ def _split_of(file: Path) -> str | None:
 # ---------------------------------------------------------------- hub ids and near names
 
 
-def _is_hub_id(text: str) -> bool:
-    """hf://datasets/ORG/NAME, or ORG/NAME where no folder ORG is here and NAME is no data file."""
+def is_hub_id(text: str) -> bool:
+    """Whether a data path is fetched from the hub.
+
+    hf://datasets/ORG/NAME, or ORG/NAME where no folder ORG is here and NAME is no data file.
+    """
     if re.match(r"hf:/{1,2}", text):
         return True
     match = re.fullmatch(r"(\w[\w.-]*)/(\w[\w.-]*)(@[\w./-]+)?", text)

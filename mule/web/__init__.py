@@ -1,0 +1,1 @@
+"""`mule ui`: pages over mule.commands, for a browser on this machine."""
