@@ -15,15 +15,21 @@ from mule.doctor.finding import Finding
 from mule.doctor.history import History, read_history
 from mule.statistics import wilson_interval
 
+MOST_REPEATED = 0.1  # of the rows of a run that counts as healthy
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found of a run. `step` is the evaluation at which it was first known, of a fault."""
+    """What was found of a run. `step` is the evaluation at which it was first known, of a fault.
+
+    `repeated` is the share of its rows that are equal to one before, counted without the doctor.
+    """
 
     case: Case
     history: History
     findings: Sequence[Finding]
     step: int | None
+    repeated: float = 0.0
 
     @property
     def warnings(self) -> list[str]:
@@ -55,7 +61,14 @@ def outcome(case: Case, cache: Path) -> Outcome:
             for at in (*evaluated(history), history.num_steps)
             if at == history.num_steps or expected(case) & set(codes(examine(history.until(at))))
         )
-    return Outcome(case, history, findings, step)
+    return Outcome(case, history, findings, step, repeated_share(case.folder(cache)))
+
+
+def repeated_share(folder: Path) -> float:
+    """Of the chats that a run was given; texts are not rows."""
+    file = folder / "train.jsonl"
+    rows = file.read_bytes().splitlines() if file.is_file() else []
+    return 1 - len(set(rows)) / len(rows) if rows else 0.0
 
 
 def evaluated(history: History) -> list[int]:
@@ -65,9 +78,14 @@ def evaluated(history: History) -> list[int]:
 
 
 def figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Recall of each fault and over all, false alarms, and the median time to detection."""
+    """Recall of each fault and over all, false alarms, and the median time to detection.
+
+    A run that was set out as healthy, on data that turned out to repeat itself, counts neither way.
+    """
     faulty = [o for o in outcomes if o.case.fault]
-    healthy = [o for o in outcomes if not o.case.fault]
+    meant = [o for o in outcomes if not o.case.fault]
+    healthy = [o for o in meant if o.repeated <= MOST_REPEATED]
+    repeating = [o for o in meant if o.repeated > MOST_REPEATED]
     rows = []
     for name, fault in FAULTS.items():
         own = [o for o in faulty if o.case.fault == name]
@@ -85,6 +103,12 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             "which": [
                 {"run": o.case.name, "setting": title(o.case), "codes": o.warnings} for o in alarmed
             ],
+        },
+        "repeating": {
+            "runs": len(repeating),
+            "told": sum("D501" in o.warnings for o in repeating),
+            "least_share": min((o.repeated for o in repeating), default=None),
+            "other_codes": sorted({c for o in repeating for c in o.warnings} - {"D501"}),
         },
     }
 

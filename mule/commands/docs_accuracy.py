@@ -114,6 +114,7 @@ def doctor_markdown(found: dict[str, Any]) -> str:
         f"Really trained small models with a planted fault, and healthy ones. {_doctor_words(held_out)} "
         "Models, data and seeds of these runs were kept from those who wrote the rules."
     ]
+    lines += _on_repeating_data(held_out)
     if seen:
         lines += ["", f"On the runs that the rules were made with: {_doctor_words(seen)}"]
     rows = [_fault_row(row) for row in held_out["faults"]]
@@ -126,6 +127,22 @@ def doctor_markdown(found: dict[str, Any]) -> str:
         lines += ["", "False alarms:", "", *alarms]
     commands = ", ".join(f"`{command}`" for command in found["commands"])
     return "\n".join([*lines, "", f"{commands}, {found['date']}."])
+
+
+def _on_repeating_data(part: dict[str, Any]) -> list[str]:
+    """Of runs that were set out as healthy on data that was not."""
+    found, healthy = part["repeating"], part["healthy"]
+    if not found["runs"]:
+        return []
+    others = f"; it also says {', '.join(found['other_codes'])}" if found["other_codes"] else ""
+    runs, alarms = healthy["runs"] + found["runs"], healthy["false_alarms"] + found["told"]
+    return [
+        "",
+        f"{found['runs']} more runs were set out as healthy, on published chats of which "
+        f"{found['least_share']:.0%} or more are equal to one before, as comparing the lines of the "
+        f"file shows. The doctor says so (D501) of {found['told']} of them{others}. They count neither "
+        f"way here; counted as first set out, it would be {alarms} of {runs}.",
+    ]
 
 
 def _doctor_words(part: dict[str, Any]) -> str:

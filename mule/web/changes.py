@@ -13,7 +13,6 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -22,6 +21,7 @@ from mule.commands.export import EXPORTS
 from mule.locks import is_locked
 from mule.web.ids import id_of
 from mule.web.site import Site
+from mule.web.threads import in_thread
 
 _LOOK_SECONDS = 1.0
 _WATCHED = ("metrics.jsonl", "events.jsonl", "samples.jsonl", "run.lock", "report.md")
@@ -50,7 +50,7 @@ class _Look:
     async def stamps(self) -> Stamps:
         async with self._lock:
             if time.monotonic() >= self._until:
-                self._found = await anyio.to_thread.run_sync(_stamps, self._site)
+                self._found = await in_thread(lambda: _stamps(self._site))
                 self._until = time.monotonic() + _LOOK_SECONDS / 2
         return self._found
 

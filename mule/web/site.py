@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import anyio.to_thread
 import jinja2
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,6 +24,7 @@ from mule.serve.limits import Limits
 from mule.serve.problem import Problem
 from mule.web import ids
 from mule.web.jobs import Jobs
+from mule.web.threads import in_thread
 from mule.web.words import FILTERS
 
 _CLOSING_SECONDS = 0.5
@@ -93,7 +93,7 @@ async def work(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     Raises Problem 422 with the message and the hint of a UserError, as a terminal shows them.
     """
     try:
-        return await anyio.to_thread.run_sync(lambda: call(*args, **kwargs))
+        return await in_thread(lambda: call(*args, **kwargs))
     except UserError as error:
         raise Problem(422, error.message, code="user_error", hint=error.hint) from None
 

@@ -155,6 +155,19 @@ def test_only_an_alarm_or_a_warning_of_an_expected_rule_counts() -> None:
     assert figures["healthy"]["which"][0]["codes"] == ["D203"]
 
 
+def test_a_healthy_run_on_data_that_repeats_itself_counts_apart(tmp_path: Path) -> None:
+    assert doctor_figures.repeated_share(tmp_path) == 0.0
+    (tmp_path / "train.jsonl").write_text("a\nb\na\na\n")
+    assert doctor_figures.repeated_share(tmp_path) == 0.5
+    case = next(c for c in doctor_cases.cases("held-out") if not c.fault)
+    told = Finding("D501", "", Found("warning", 1, "repeated", "", {}))
+    sound = Outcome(case, history(), [], None, 0.0)
+    found = doctor_figures.figures([sound, Outcome(case, history(), [told], None, 0.5)])
+    assert found["healthy"]["runs"] == 1 and not found["healthy"]["false_alarms"]
+    repeating = {"runs": 1, "told": 1, "least_share": 0.5, "other_codes": []}
+    assert found["repeating"] == repeating
+
+
 def test_the_first_evaluation_that_knew_it_counts(tmp_path: Path) -> None:
     case = next(c for c in doctor_cases.cases("development") if c.fault == "not-a-number")
     run = case.run(tmp_path)

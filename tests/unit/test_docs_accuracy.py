@@ -34,7 +34,8 @@ def doctor() -> dict[str, Any]:
     fault = {"fault": "frozen", "title": "all weights frozen", "expected": ["D102"], **recall}
     alarm = {"run": "healthy-1", "setting": "small batch", "codes": ["D204"]}
     healthy = {"runs": 40, "false_alarms": 1, "interval": [0.0, 0.13], "which": [alarm]}
-    part = {"recall": recall, "faults": [fault], "healthy": healthy}
+    repeating = {"runs": 9, "told": 8, "least_share": 0.47, "other_codes": ["D204"]}
+    part = {"recall": recall, "faults": [fault], "healthy": healthy, "repeating": repeating}
     return {"held-out": part, "commands": ["python -m bench.doctor report"], "date": "2026-11-22"}
 
 
@@ -81,6 +82,9 @@ def test_every_figure_of_the_benches_is_there(tmp_path: Path) -> None:
     assert row in page
     assert "**4 of 5 faults found** (38% to 96%), known after 30% of the run (median)" in page
     assert "**1 of 40 healthy runs with a warning** (0% to 13%)" in page
+    assert "of which 47% or more are equal to one before" in page
+    assert "(D501) of 8 of them; it also says D204" in page
+    assert "counted as first set out, it would be 9 of 49" in page
     assert "| all weights frozen | 4 of 5 | 38% to 96% | D102 | 30% of the run |" in page
     assert "- small batch: D204" in page
     outside = "| validation loss at the end | 50% | 61 | 62% (outside) | 70% to 90% | 0.021 |"

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -20,6 +19,7 @@ from mule.web import ids
 from mule.web.data_choice import confined
 from mule.web.engines import MAX_MODELS, Answer, Chosen, Engines
 from mule.web.site import Site, answer, work
+from mule.web.threads import in_thread
 
 _ROLES = ("system", "user", "assistant")
 _TOP = 5  # of the most probable tokens, that are shown of each place
@@ -155,7 +155,7 @@ async def _pieces(given: Answer, closing: asyncio.Event) -> AsyncIterator[bytes]
     """What comes, until its end, the server's, or until the reader leaves."""
     cut = asyncio.create_task(_cut(given, closing))
     try:
-        while piece := await anyio.to_thread.run_sync(given.read, abandon_on_cancel=True):
+        while piece := await in_thread(given.read):
             yield piece
     finally:
         cut.cancel()
