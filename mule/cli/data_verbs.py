@@ -68,7 +68,8 @@ def check(
 
         if places is not None and not as_json:
             raise UserError(
-                "--places has no effect without --json", "the page lists the first three of each"
+                "--places has no effect without --json: the page lists the first three rows of each",
+                hint=f"add --json, or leave out --places {places}",
             )
         return command.run(
             words,

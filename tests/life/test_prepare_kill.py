@@ -82,7 +82,7 @@ def undisturbed(
         result = _finish(preparer, folder, _job(source, folder, kind))
         seconds = time.perf_counter() - started_at
         files = _contents(folder / "p")
-        assert len({name.split("/")[0] for name in files}) == 1 + (kind != "text")
+        assert len({name.split("/")[0] for name in files}) == 1 + (kind == "held out")
         found[kind] = {"files": files, "seconds": seconds, "calls": result["calls"]}
     return found
 

@@ -205,7 +205,7 @@ def test_runs_list_and_show_in_the_terminal(mule_cli: Mule, tmp_path: Path) -> N
         run.log_event("finished")
     code, out, _ = mule_cli("runs", "list")
     assert code == 0
-    assert "pizza" in out and "finished" in out and "30.5%" in out
+    assert "pizza" in out and "finished" in out and "1.25" in out
     code, out, _ = mule_cli("runs", "show", "pizza", "--json")
     assert json.loads(out.splitlines()[-1])["steps"] == 7
 

@@ -114,10 +114,29 @@ def test_check_exits_with_1_when_training_would_be_a_mistake(
     assert calls == [
         (
             (["x.jsonl", "data.threads=all"],),
-            {"tokenizer": None, "fix_encoding": False, "out": None},
+            {"tokenizer": None, "fix_encoding": False, "out": None, "places": 5},
         ),
-        ((["x.jsonl"],), {"tokenizer": "m", "fix_encoding": True, "out": Path("fixed")}),
+        (
+            (["x.jsonl"],),
+            {"tokenizer": "m", "fix_encoding": True, "out": Path("fixed"), "places": 5},
+        ),
     ]
+
+
+def test_places_are_listed_in_the_json_only(
+    mule_cli: Mule, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mule.cli import render_check
+
+    calls: list[Any] = []
+    fake("data_check", "run", kept(calls, {"ok": True, "problems": []}))
+    monkeypatch.setattr(render_check, "print_check", lambda console, result: None)
+    assert mule_cli("data", "check", "x.jsonl", "--places", "50", "--json")[0] == 0
+    assert calls[0][1]["places"] == 50
+    code, out, err = mule_cli("data", "check", "x.jsonl", "--places", "50")
+    assert (code, out, len(calls)) == (2, "", 1)
+    assert "--places has no effect without --json" in err
+    assert "hint: add --json, or leave out --places 50" in err
 
 
 # ---------------------------------------------------------------- mix and split
