@@ -284,7 +284,9 @@ class HubServer:
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.01,), daemon=True  # seconds to end it
+            target=self._server.serve_forever,
+            args=(0.01,),
+            daemon=True,  # seconds to end it
         )
         self._thread.start()
 

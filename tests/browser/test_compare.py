@@ -75,7 +75,7 @@ def test_a_campaign_with_its_plots(visit: Visit, campaign: str) -> None:
     assert all(loaded)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_it_is_read_at_any_width_and_by_anyone(
     browser: Browser, server: Served, axe: Callable[[Page], list[str]], campaign: str, theme: str
 ) -> None:

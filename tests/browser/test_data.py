@@ -86,7 +86,7 @@ def test_the_rows_a_run_was_trained_on(visit: Visit) -> None:
     page.wait_for_selector("[data-bars='Length of prepared examples'] .main-svg")
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_it_is_read_at_any_width_and_by_anyone(
     browser: Browser, server: Served, axe: Callable[[Page], list[str]], theme: str
 ) -> None:

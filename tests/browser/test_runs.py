@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from mule.run import Run
@@ -128,6 +129,7 @@ def test_samples_recipe_and_files_are_there(visit: Visit) -> None:
     expect(page.get_by_role("region", name="Files")).to_contain_text("metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_and_stopped_with_the_buttons(visit: Visit, folder: Path) -> None:
     run = _as_base(folder, "long", 100_000)
     page = visit.go("run/long")

@@ -113,6 +113,7 @@ def test_pissa_by_two_processes(ranks: Ranks, base: Path, tmp_path: Path) -> Non
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_warm_start(forker: Forker, base: Path, tmp_path: Path) -> None:
     """The weights and nothing else; resumed without the adapter it began with."""
     old = prepare(tmp_path / "old", base)

@@ -133,6 +133,7 @@ def test_a_run_keeps_its_commit_though_the_branch_moves(hub: Hub, commits: list[
     assert resolved["model"]["revision"] == second
 
 
+@pytest.mark.slow
 def test_verbs_take_a_hub_id(hub: Hub, commits: list[str]) -> None:
     chat, eval_, export, *previews, missing = hub.mule(
         "chat org/tiny --prompt cat --max-tokens 2",

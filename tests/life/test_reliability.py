@@ -18,7 +18,7 @@ def lab(machine_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 # Long even with few trials; test_kill.py, test_guard_ranks.py and unit/test_guard.py are quicker.
-LONG = ("F1", "F2", "F3", "F5", "F6", "F8", "F9", "F10", "F11", "F12")
+LONG = ("F1", "F2", "F3", "F4", "F5", "F6", "F8", "F9", "F10", "F11", "F12")
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def test_killed_between_the_pointers_to_latest_and_best(lab: Lab) -> None:
         lab.check_goes_on(folder, *SHORT)
 
 
+@pytest.mark.slow
 def test_power_lost_before_the_log_is_synced(lab: Lab) -> None:
     """The first checkpoint is there, the rows that led to it are not: they must come again."""
     fault = {"call": "mule.run.Run.sync", "nth": 1, "act": int(signal.SIGKILL)}

@@ -120,6 +120,7 @@ def test_a_good_export_passes(
         assert report.kl_mean < 2e-6 and all(margin < 1e-2 for margin in report.greedy_margins)
 
 
+@pytest.mark.slow
 def test_more_bits_are_nearer(tiny: dict[str, Tiny], tmp_path: Path) -> None:
     folder, reference = tiny["llama"]
     figures = []

@@ -26,6 +26,7 @@ def _counts(result: dict[str, Any], severity: str) -> dict[str, int]:
     return {p["code"]: p["count"] for p in result["problems"] if p["severity"] == severity}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rows", "format", "errors"),
     [
@@ -103,18 +104,21 @@ def test_known_flaws_are_found(name: str, code: str, count: int) -> None:
     assert {p["code"]: p["count"] for p in _check(name)["problems"]}[code] == count
 
 
+@pytest.mark.slow
 def test_no_personal_strings_in_arithmetic_and_code() -> None:
     for name in ("gsm8k", "code/mbpp.jsonl", "code/HumanEval.jsonl.gz"):
         codes = {p["code"] for p in _check(name)["problems"]}
         assert not [code for code in codes if code.startswith(("pii", "secret"))]
 
 
+@pytest.mark.slow
 def test_two_editions_of_the_same_articles_leak() -> None:
     other = SHARED / "wikitext/wikitext-103/wiki.valid.tokens"
     result = _check("wikitext/wikitext-2/valid.txt", f"data.valid={other}")
     assert list(_counts(result, "error")) == ["near-leak"] and result["leaks"]["near"] >= 50
 
 
+@pytest.mark.slow
 def test_languages_of_the_files() -> None:
     assert list(_check("books-fr")["languages"]["languages"]) == ["fr"]
     assert next(iter(_check("gsm8k")["languages"]["languages"])) == "en"
