@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mule
 from mule.run import RUNS, list_runs
 
 _MAX_SEEN = 20_000  # entries looked at: a page must not wait for a whole disk
 _MAX_LISTED = 300  # of each kind
 _MAX_DEPTH = 5
 _PASSED_OVER = frozenset({"node_modules", "__pycache__", "site-packages", "venv", "campaigns"})
+_CLONE = Path(mule.__file__).resolve().parents[1]
+_OF_A_CLONE = frozenset({"bench", "docs", "mule", "site", "tests", "tools"})  # in Mule's own
 _PROSE = (".md",)  # data too where it is named, but most often documentation
 _NO_DATA = re.compile(
     r"(requirements|constraints|readme|licen[cs]e|notice|copying|changelog|cmakelists|robots)[^/]*"
@@ -23,17 +26,20 @@ _NO_DATA = re.compile(
     re.IGNORECASE,
 )
 _RECIPE = re.compile(r"^data\s*:", re.MULTILINE)
+_RESOLVED = "resolved.yaml"  # of a run, beside the recipe that it was begun with
 _RECIPE_BYTES = 64 * 1024
 
 
 def run(root: Path = Path(), *, runs: Path = RUNS) -> dict[str, Any]:
     """Data below `root`, what trains on it, and what reads it; `more` where not all was looked at.
 
-    Links are not followed out of `root`.
+    Links are not followed out of `root`; what came with Mule itself, in a clone, is passed over.
     """
+    from mule.config.presets import came_with_mule
     from mule.data.sources.paths import is_data_file, split_files
 
     walked = _Walk(root, runs)
+    of_mule = came_with_mule()
     files: list[Path] = []
     folders: list[Path] = []
     recipes: list[Path] = []
@@ -46,7 +52,8 @@ def run(root: Path = Path(), *, runs: Path = RUNS) -> dict[str, Any]:
         files += own
         if own and split_files(folder, "train") and split_files(folder, "valid"):
             folders.append(folder)
-        recipes += [folder / name for name in names if _is_recipe(folder / name)]
+        of_here = (folder / name for name in names)
+        recipes += [f for f in of_here if _is_recipe(f) and f.resolve() not in of_mule]
     names = sorted(run.name for run in list_runs(runs))
     has_tokenizer = [n for n in names if (runs / n / "tokenizer" / "tokenizer.json").is_file()]
     return {
@@ -83,6 +90,8 @@ class _Walk:
     def _enters(self, folder: Path, depth: int) -> bool:
         if folder.name.startswith(".") or folder.name in _PASSED_OVER or folder == self.runs:
             return False
+        if depth == 0 and folder.name in _OF_A_CLONE and folder.resolve().parent == _CLONE:
+            return False
         if depth + 1 > _MAX_DEPTH:
             self.is_cut = True
             return False
@@ -101,7 +110,7 @@ def _may_be_data(name: str) -> bool:
 
 def _is_recipe(file: Path) -> bool:
     """A YAML file with a section data; whether it is right is told when it is used."""
-    if file.suffix not in (".yaml", ".yml") or not file.is_file():
+    if file.suffix not in (".yaml", ".yml") or file.name == _RESOLVED or not file.is_file():
         return False
     if file.stat().st_size > _RECIPE_BYTES:
         return False

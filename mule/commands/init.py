@@ -11,7 +11,6 @@ from mule.errors import UserError
 
 _BASE = "demo/runs/sft"  # what `mule demo` leaves behind
 _FIRST_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"  # to begin with: small, and answers in many languages
-_SYSTEM = "You answer the telephone of a small bicycle workshop. Be brief and friendly."
 _TRAIN = (
     ("How often should I oil my chain?", "Every 150 kilometres, and after every ride in the rain."),
     ("My brakes squeal. What can I do?", "Clean the rim and the pads. If it goes on, come by."),
@@ -48,13 +47,16 @@ _VALID = (
 )
 _OF_THE_DEMO = """\
 train:
-  epochs: 40 # passes over the data: a dozen chats are learned by heart, thousands need 1 to 3
+  epochs: 80 # passes over the data: a dozen chats are learned by heart, thousands need 1 to 3
   step_examples: 4 # chats in one update
 
 optim:
   learning_rate: 5e-3 # for the demo's model of 4M weights; 2e-4 from a billion on
 
 """
+_BY_HEART = """\
+  valid_share: 0 # so small a model can only learn them by heart; of a larger one, see how it does
+  # on chats that it does not learn: valid: [{valid}]"""
 _RECIPE = """\
 # yaml-language-server: $schema=recipe.schema.json
 # Teach a model the manner of a bicycle workshop: a LoRA adapter on a few chats.
@@ -72,17 +74,17 @@ data:
   # A chat a line: {{"messages": [{{"role": "user", "content": "..."}}, ...]}}
   # Only the assistant's words are learned.
   train: [{train}]
-  valid: [{valid}]
+{valid}
   max_seq_length: 256 # tokens; longer chats are left out. At most the model's context
 
 adapter:
   kind: lora # small matrices beside the frozen weights; `none` trains every weight
   lora:
-    r: 8 # their rank: more can learn more, and takes more memory
-    alpha: 16
+    r: {rank} # their rank: more can learn more, and takes more memory
+    alpha: {alpha}
 
 {training}evaluate:
-  prompts: ["How do I fix a flat tyre?"] # answered along the way, to see the model learn
+  prompts: ["When are you open?"] # answered along the way, to see the model learn
 """
 
 
@@ -119,7 +121,9 @@ def _recipe_text(folder: Path, recipe: Path, data: tuple[Path, Path], model: str
         name=json.dumps(name.strip("-")[:100] or "example"),
         base=json.dumps(model, ensure_ascii=False) if model else _BASE,
         train=train,
-        valid=valid,
+        valid=f"  valid: [{valid}]" if model else _BY_HEART.format(valid=valid),
+        rank=8 if model else 32,
+        alpha=16 if model else 32,
         training="" if model else _OF_THE_DEMO,
     )
 
@@ -128,7 +132,7 @@ def _chats(dialogues: list[tuple[tuple[str, str], ...]]) -> str:
     """The dialogues as JSONL, each a tuple of (question, answer)."""
     lines = []
     for dialogue in dialogues:
-        messages = [{"role": "system", "content": _SYSTEM}]
+        messages = []
         for question, answer in dialogue:
             messages.append({"role": "user", "content": question})
             messages.append({"role": "assistant", "content": answer})

@@ -44,20 +44,31 @@ def list_models(runs: Path = RUNS) -> dict[str, Any]:
     rows = [*_runs(runs), *_folders(runs), *_gguf_files()]
     known = {Path(row["name"]).resolve() for row in rows}
     for base in dict.fromkeys(row["base"] for row in rows if row["base"]):
-        if Path(base).resolve() not in known:
+        folder = Path(base).resolve()
+        if not known & {folder, folder.parent}:  # or a checkpoint of a run that is known
             rows.append(_row(base, _title(Path(base)), "base", Path(base)))
     order = list(KINDS)
-    rows.sort(key=lambda row: order.index(row["kind"]))
+    rows.sort(key=lambda row: (_is_of_another_life(row["name"]), order.index(row["kind"])))
     following = f"mule chat {rows[0]['name']}" if rows else "mule demo"
     return {"models": rows, "kinds": KINDS, "next": following}
 
 
 def _runs(runs: Path) -> Iterator[dict[str, Any]]:
-    for run in runs_in(runs):
-        folder = _newest(run)
-        if folder is not None:
+    """Those of `runs`, and of folders that hold a life of their own, as `mule demo` makes one."""
+    others = (place for place in sorted(Path().glob("[!.]*/runs")) if place != runs)
+    for place in (runs, *others):
+        for run in runs_in(place):
+            folder = _newest(run)
+            if folder is None:
+                continue
             kind = "adapter" if (folder / _ADAPTER).is_file() else "run"
-            yield _row(str(run.folder), run.name, kind, folder) | {"state": run.state()}
+            title = run.name if place == runs else f"{place.parent.name} {run.name}"
+            yield _row(str(run.folder), title, kind, folder) | {"state": run.state()}
+
+
+def _is_of_another_life(name: str) -> bool:
+    """Below the runs or exports of a folder such as demo/: what lies here itself comes first."""
+    return Path(name).parts[1:2] in ((RUNS.name,), (EXPORTS.name,))
 
 
 def _newest(run: Run) -> Path | None:
@@ -88,7 +99,9 @@ def _gguf_files() -> Iterator[dict[str, Any]]:
     """Those that run alone: an adapter's lie in a folder of their own."""
     from mule.export.imatrix_file import FILE_NAME
 
-    for file in sorted([*EXPORTS.glob("*/*.gguf"), *Path().glob("*.gguf")]):
+    here = ("*.gguf", "[!.]*/exports/*.gguf", "[!.]*/exports/*/*.gguf")
+    found = (file for pattern in here for file in Path().glob(pattern))
+    for file in sorted([*EXPORTS.glob("*/*.gguf"), *found]):
         if file.name != FILE_NAME and not file.name.startswith("."):
             size = file.stat().st_size
             yield {

@@ -26,6 +26,11 @@ def campaign_file(name: str) -> Path | None:
     return file if file is not None and is_campaign(file) else None
 
 
+def came_with_mule() -> set[Path]:
+    """The files of all recipes and campaigns that come with Mule."""
+    return {file.resolve() for file in _files().values()}
+
+
 def _files() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in _FOLDERS:

@@ -38,8 +38,10 @@ def test_a_problem_stands_at_its_field_until_it_is_corrected(visit: Visit) -> No
     steps = page.locator('[id="field-train.steps"]')
     assert steps.get_attribute("aria-invalid") == "true"
     assert page.locator("#start-run").is_disabled()
+    assert not page.locator("#start-ready").is_visible(), "a command that cannot run is offered"
     fill(page, "train.steps", "12")
     wrong.wait_for(state="hidden")
+    page.locator("#start-ready").wait_for()
     page.get_by_text("12 updates of 6 rows").wait_for(timeout=_PLAN_MS)
     assert "steps: 12" in page.locator("#start-yaml").inner_text()
     page.reload()

@@ -27,15 +27,16 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_init_writes_a_recipe_that_loads_and_data_that_reads(shop: Path) -> None:
-    loaded = load_recipe(Path("shop/recipe.yaml"))
-    assert loaded.recipe.name == "shop"
-    assert loaded.recipe.adapter.kind == "lora"
-    train, valid = (
-        list(read(paths or [])) for paths in (loaded.recipe.data.train, loaded.recipe.data.valid)
-    )
+    of_the_demo = load_recipe(Path("shop/recipe.yaml")).recipe
+    assert (of_the_demo.data.valid, of_the_demo.data.valid_share) == (None, 0)
+    init.run(Path("cafe"), model="org/model")
+    recipe = load_recipe(Path("cafe/recipe.yaml")).recipe
+    assert (recipe.name, recipe.model.path) == ("cafe", "org/model")
+    assert of_the_demo.adapter.kind == recipe.adapter.kind == "lora"
+    train, valid = (list(read(paths or [])) for paths in (recipe.data.train, recipe.data.valid))
     assert (len(train), len(valid)) == (12, 4)
     assert all(isinstance(chat, Conversation) for chat in train + valid)
-    questions = [chat.messages[1].content for chat in train + valid if hasattr(chat, "messages")]
+    questions = [chat.messages[0].content for chat in train + valid if hasattr(chat, "messages")]
     assert len(set(questions)) == 16
 
 

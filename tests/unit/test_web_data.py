@@ -148,6 +148,24 @@ def test_data_recipes_and_runs_are_found(folder: Path, pages: RunningUi) -> None
     assert "<img" not in page and "&lt;img src=x onerror=alert(3)&gt;‹U+202E›.jsonl" in page
 
 
+def test_what_came_with_mule_is_not_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("docs/a.jsonl", "bench/b.json", "mine/docs/c.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    for name in ("recipes/of-mule.yaml", "recipes/run.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("data: {}\n")
+    assert len(data_found.run(tmp_path)["files"]) == 3
+    monkeypatch.setattr(data_found, "_CLONE", tmp_path.resolve())
+    monkeypatch.setattr("mule.config.presets._FOLDERS", [tmp_path / "recipes"])
+    (tmp_path / "recipes/run.yaml").rename(tmp_path / "run.yaml")
+    found = data_found.run(tmp_path)
+    assert [row["file"] for row in found["files"]] == [str(tmp_path / "mine/docs/c.jsonl")]
+    assert found["recipes"] == [str(tmp_path / "run.yaml")]
+
+
 def test_an_empty_folder_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with ui_running(Site()) as empty:

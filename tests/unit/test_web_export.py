@@ -121,6 +121,22 @@ def test_models_are_told_by_their_names_and_sizes(place: Path) -> None:
     assert rows["exports/tuned/tuned-Q8_0.gguf"]["forms"] == []
 
 
+def test_what_the_demo_made_is_there_too(place: Path) -> None:
+    tuned = write_run(Path("demo/runs"), "sft", num_steps=10)
+    weights(tuned.checkpoint_dir(10))
+    Path("demo/exports").mkdir()
+    Path("demo/exports/atlas-Q8_0.gguf").write_bytes(b"0")
+    rows = {row["name"]: row for row in models_here.list_models()["models"]}
+    assert (rows["demo/runs/sft"]["kind"], rows["demo/runs/sft"]["title"]) == ("run", "demo sft")
+    assert rows["runs/tuned"]["title"] == "tuned"
+    fsio.write_json(
+        "exports/tuned/merged/lineage.json", {"base": {"path": str(tuned.checkpoints()[-1][1])}}
+    )
+    assert list(rows) == [row["name"] for row in models_here.list_models()["models"]]
+    assert list(rows)[-2:] == ["demo/runs/sft", "demo/exports/atlas-Q8_0.gguf"]
+    assert rows["demo/exports/atlas-Q8_0.gguf"]["kind"] == "gguf"
+
+
 def test_a_base_elsewhere_is_listed_once(place: Path, tmp_path: Path) -> None:
     away = tmp_path.parent / f"{tmp_path.name}-base"
     Path("base").rename(away)

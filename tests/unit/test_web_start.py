@@ -177,17 +177,19 @@ def test_who_has_nothing_is_offered_an_example(
     monkeypatch.chdir(tmp_path)
     with ui_running(Site(jobs=NotedJobs())) as pages:
         page = text_of(pages, "/start")
-        assert "There is no data in this folder yet." in page and "Run the demo" in page
+        assert "Nothing was trained in this folder yet." in page and "Run the demo" in page
         found = json_of(pages, "/start/prepare", {"what": "example", "model": "org/model"})
         values = json_of(pages, f"/start/from/own/{found['recipe']}")["values"]
         assert values["data.train"] == ["example/data/train.jsonl"]
         assert values["model.path"] == "org/model"
         status, error = refused(pages, "/start/prepare", {"what": "example"})
         assert status == 422 and "is already there, and is not overwritten" in error["message"]
+        assert "Choose example/recipe.yaml above" in text_of(pages, "/start")
         found = json_of(pages, "/start/prepare", {"what": "demo"})
         assert pages.ui.site.jobs.get(found["job"]).words == ("demo", "--json")
         page = text_of(pages, f"/jobs/{found['job']}")
         assert "ended well" in page and "<code>mule chat demo</code>" in page
+        assert '<a href="#/start">start a training of your own</a>' in page
 
 
 def test_a_server_that_only_shows_hides_and_refuses_it_all(work: Path) -> None:
