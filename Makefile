@@ -21,10 +21,10 @@ demo: setup ## carry a small model through its whole life, on data that comes wi
 	@.venv/bin/mule demo
 
 test: setup ## run the tests, without the slow ones
-	@$(PYTEST) -n 3 --dist worksteal -m "not slow" $(ARGS)
+	@$(PYTEST) -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 test-all: setup ## run every test, minutes more
-	@$(PYTEST) -n 3 --dist worksteal -m "slow or not slow" $(ARGS)
+	@$(PYTEST) -n 2 --dist worksteal -m "slow or not slow" $(ARGS)
 
 check: setup ## check style, types and the rules of the house
 	.venv/bin/ruff check .

@@ -56,8 +56,8 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     [
         ("setup", "sh tools/setup.sh"),
         ("demo", ".venv/bin/mule demo"),
-        ("test", '-n 3 --dist worksteal -m "not slow"'),
-        ("test-all", '-n 3 --dist worksteal -m "slow or not slow"'),
+        ("test", '-n 2 --dist worksteal -m "not slow"'),
+        ("test-all", '-n 2 --dist worksteal -m "slow or not slow"'),
         ("check", "pyrefly check"),
         ("bench", ".venv/bin/mule bench all"),
         ("docs", "-m mule.commands.docs"),

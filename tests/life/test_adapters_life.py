@@ -101,6 +101,7 @@ def test_qlora_by_two_processes(ranks: Ranks, base: Path, tmp_path: Path) -> Non
     assert losses[0][-1] < losses[0][0]
 
 
+@pytest.mark.slow
 def test_pissa_by_two_processes(ranks: Ranks, base: Path, tmp_path: Path) -> None:
     """All begin with the vectors that the first one found."""
     losses = []

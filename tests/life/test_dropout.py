@@ -32,6 +32,7 @@ def reference(forker: Forker, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return {"outcome": found, "durable_calls": int((folder / "durable_calls").read_text())}
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(forker: Forker, reference: dict[str, Any], tmp_path: Path) -> None:
     found = trained(forker, tmp_path, die_at=reference["durable_calls"] // 2)
     assert found == reference["outcome"]

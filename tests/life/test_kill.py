@@ -184,6 +184,7 @@ def test_a_signal_saves_and_leaves(
     assert outcome(run)["log"] == reference["outcome"]["log"]
 
 
+@pytest.mark.slow
 def test_lora_with_dropout_goes_on_identically(
     forker: Forker, reference: dict[str, Any], tmp_path: Path
 ) -> None:

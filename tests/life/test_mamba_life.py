@@ -32,9 +32,8 @@ def trained(forker: Forker, folder: Path, kind: str, die_at: int | None = None) 
     assert forker.run(folder, *words) == 0, (folder / "output.log").read_text()
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "hybrid")) for kind in MODELS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MODELS)
 def test_killed_and_resumed(forker: Forker, tmp_path: Path, kind: str) -> None:
     trained(forker, tmp_path / "whole", kind)
     calls = int((tmp_path / "whole" / "durable_calls").read_text())

@@ -36,11 +36,12 @@ def moe_rows(run: Run) -> list[dict[str, Any]]:
     return [{"step": row["step"]} | row["moe"] for row in run.metrics() if "moe" in row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
         pytest.param(BIAS, id="bias"),
-        pytest.param(CAPACITY, id="capacity", marks=pytest.mark.slow),
+        pytest.param(CAPACITY, id="capacity"),
     ],
 )
 def test_a_killed_run_goes_on_identically(

@@ -28,9 +28,8 @@ STATE = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "muon")) for kind in KINDS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_run_goes_on_identically(forker: Forker, tmp_path: Path, kind: str) -> None:
     outcomes = []
     for name, die in (("whole", False), ("killed", True)):

@@ -110,7 +110,7 @@ def test_killed_again_and_again_at_random_moments(
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "held out")) for kind in KINDS]
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "text")) for kind in KINDS]
 )
 def test_killed_before_a_durable_call(
     preparer: Preparer,

@@ -160,8 +160,11 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+QUICK = ("qwen2.5-0.5b", "gemma-3-270m")
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * ("8b" in name)) for name in CATALOGUE]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in CATALOGUE]
 )
 def test_a_recipe_of_the_catalogue_runs(forker: Forker, newcomer: Path, name: str) -> None:
     """The command of its header, on a tiny model of the same family, where the model would be."""

@@ -155,9 +155,10 @@ def test_a_stage_that_fails_leaves_what_is_done(
     assert Run.open(home / "runs" / "blocked").state() == "finished"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=[pytest.mark.slow] * ("laptop" not in page)) for page in PAGES],
+    PAGES,
 )
 def test_every_command_of_the_page_runs(forker: Forker, tmp_path: Path, page: str) -> None:
     commands = page_commands(page)

@@ -50,7 +50,12 @@ def trained(forker: Forker, folder: Path, base: Path, *words: str) -> dict[str, 
 
 @pytest.mark.parametrize("where", ["memory", "disk"])
 @pytest.mark.parametrize(
-    "words", ["train.precision=fp32", "train.precision=bf16", "train.micro_batch_rows=1"]
+    "words",
+    [
+        "train.precision=fp32",
+        pytest.param("train.precision=bf16", marks=pytest.mark.slow),
+        pytest.param("train.micro_batch_rows=1", marks=pytest.mark.slow),
+    ],
 )
 def test_equal_bits(
     forker: Forker, base: Path, without: dict[str, Any], tmp_path: Path, where: str, words: str
@@ -69,7 +74,9 @@ def test_it_is_on_by_itself(
     assert "trunk_cache: memory" in (tmp_path / "runs" / "lora" / "resolved.yaml").read_text()
 
 
-@pytest.mark.parametrize("go_on", ["disk", "memory", "off"])
+@pytest.mark.parametrize(
+    "go_on", ["disk", *(pytest.param(how, marks=pytest.mark.slow) for how in ("memory", "off"))]
+)
 def test_killed_damaged_and_resumed(
     forker: Forker, base: Path, without: dict[str, Any], tmp_path: Path, go_on: str
 ) -> None:

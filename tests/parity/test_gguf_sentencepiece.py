@@ -30,7 +30,9 @@ def sent(model: LlamaCpp, name: str, text: str, special: bool) -> str:
     return text if name != "Mistral v0.3" or begins else f" {text}"
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "Mistral v0.3")) for n in KINDS]
+)
 def test_ids_are_equal_on_three_thousand_texts(folder: Path, tmp_path: Path, name: str) -> None:
     kind = KINDS[name]
     write(kind, folder)

@@ -55,7 +55,12 @@ def train(folder: Path, name: str) -> None:
     backend.save(str(folder / "tokenizer.json"))
 
 
-@pytest.mark.parametrize("name", SPLITTINGS)
+QUICK = ("llama-bpe", "gpt-2 as a regex")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in SPLITTINGS]
+)
 def test_ids_are_equal(folder: Path, tmp_path: Path, name: str) -> None:
     train(folder, name)
     ours = tokenizer.Tokenizer.load(folder)

@@ -412,6 +412,7 @@ def test_the_child_refuses_a_program(
     assert not Path("ran").exists()
 
 
+@pytest.mark.slow
 def test_the_child_is_stopped_at_its_limits(
     monkeypatch: pytest.MonkeyPatch, in_process: Callable[..., Any]
 ) -> None:

@@ -508,6 +508,7 @@ def test_what_the_terminal_shows(mix: Mix) -> None:
 # ---------------------------------------------------------------- real data
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the development data")
 def test_the_usual_instruction_mix(mix: Mix) -> None:

@@ -91,7 +91,7 @@ OTHERS = tuple(sorted(set(TYPES) - {"f32", "f16", "bf16", *QUICK}))
 @pytest.mark.parametrize(
     ("raw", "types"),
     [
-        (LLAMA, QUICK),
+        pytest.param(LLAMA, QUICK, marks=pytest.mark.slow),
         pytest.param(LLAMA, OTHERS, marks=pytest.mark.slow),
         pytest.param(PHI3, QUICK + OTHERS, marks=pytest.mark.slow),
     ],

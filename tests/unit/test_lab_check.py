@@ -274,6 +274,7 @@ def _plant(monkeypatch: pytest.MonkeyPatch, *checks: str) -> None:
     monkeypatch.setattr(outside, "CHECKS", about)
 
 
+@pytest.mark.slow
 def test_a_crash_and_a_loop_take_nothing_down(
     monkeypatch: pytest.MonkeyPatch, mule_cli: Mule
 ) -> None:

@@ -209,6 +209,7 @@ def test_a_connection_that_breaks_is_taken_up_again(hub: Hub) -> None:
     assert (Path(json.loads(out)["found"][0]) / name).read_bytes() == files[name]
 
 
+@pytest.mark.slow
 def test_the_network_goes_away_in_the_middle(hub: Hub) -> None:
     hub.repo("org/tiny").push(model_files(size=4_000_000))
     hub.stop_after = 12_000_000
@@ -221,6 +222,7 @@ def test_the_network_goes_away_in_the_middle(hub: Hub) -> None:
     assert found[2] == "give the same command again: it goes on from there"
 
 
+@pytest.mark.slow
 def test_two_processes_fetch_a_file_once(hub: Hub) -> None:
     hub.repo("org/tiny").push(model_files(size=4_000_000))
     hub.stop_after = 12_000_000

@@ -167,7 +167,7 @@ def test_a_threshold_out_of_range(threshold: float) -> None:
     assert caught.value.hint == "give one above 0, at most 1"
 
 
-@pytest.mark.parametrize("num_replaced", [0, 1, 3])
+@pytest.mark.parametrize("num_replaced", [0, 1, pytest.param(3, marks=pytest.mark.slow)])
 def test_thousands_alike_are_not_compared_pairwise(num_replaced: int) -> None:
     """All from one template: equal, alike, or all in the same buckets and not alike."""
     draw = random.Random(7)
