@@ -1,6 +1,6 @@
 """What a tuned model forgets when it is taught more: the ways to add knowledge, side by side.
 
-    python bench/forgetting.py run      # under 15 minutes on two cores; bench/results/forgetting.json
+    python bench/forgetting.py run      # 50 minutes on two cores; bench/results/forgetting.json
     python bench/forgetting.py smoke    # at a size that shows only that it runs; keeps nothing
     python bench/forgetting.py report   # the table of docs/adding-knowledge.md
 
