@@ -30,6 +30,7 @@ from mule.models.mamba1 import Mamba1
 from mule.models.moe import MoE, RoutingPass
 from mule.models.recompute import Recompute
 from mule.models.rope import Angles, changes_at, local_angles, model_angles
+from mule.models.vector_math import settle_vector_math
 
 # Projections that write to the residual stream.
 _TO_RESIDUAL = ("o_proj.weight", "down_proj.weight", "experts.down_proj", "out_proj.weight")
@@ -127,6 +128,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        settle_vector_math()
         self.config = config
         self.model = Backbone(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

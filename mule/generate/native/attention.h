@@ -83,12 +83,12 @@ inline void attend(const QueryTile& tile, const float* queries, const W* keys, c
   float dots[TILE_ROWS * NARROW + LANES * NARROW];
   long token = begin;
   for (; token + NARROW <= end; token += NARROW) {
-    dot_rows<NARROW, true>(n, queries, size, keys + token * size, size, size, dots);
+    dot_rows<NARROW, TILES>(n, queries, size, keys + token * size, size, size, dots);
     for (long q = 0; q < n; q++)
       for (int j = 0; j < NARROW; j++) scores[q * score_stride + token + j] = dots[q * NARROW + j];
   }
   for (; token < end; token++) {
-    dot_rows<1, true>(n, queries, size, keys + token * size, size, size, dots);
+    dot_rows<1, TILES>(n, queries, size, keys + token * size, size, size, dots);
     for (long q = 0; q < n; q++) scores[q * score_stride + token] = dots[q];
   }
   for (long q = 0; q < n; q++) {
