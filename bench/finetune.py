@@ -55,7 +55,8 @@ WAYS = {
     "mule-order": Way("Mule, in the peers' order", "finetune.py", None, "one"),
     "trl": Way("TRL, its defaults", "finetune_trl.py", "trl", "default", _TRL_SETUP),
     "trl-kept": Way("TRL, activations kept", "finetune_trl.py", "trl", "kept", _TRL_SETUP),
-    "mlx": Way("mlx-lm", "finetune_mlx.py", "mlx", "cpu", _SETUP),
+    # Its wheel for processors brings the reference BLAS: one thread, and no update within 14 minutes.
+    "mlx": Way("mlx-lm, OpenBLAS", "finetune_mlx.py", "mlx", "cpu", _SETUP, preload="openblas"),
 }
 WORKLOADS = {"last-8": 8, "all": None, "qlora": None}  # adapted blocks; None is every one
 PEER_NAMES = ("trl", "trl-kept", "mlx")

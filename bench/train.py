@@ -17,6 +17,7 @@ each round.
 
 from __future__ import annotations
 
+import ctypes.util
 import json
 import os
 import statistics
@@ -56,6 +57,7 @@ class Way:
     """How one way is run: a script, an environment below bench/peers, and the script's variant.
 
     `setup` makes that environment. Mule's way is the benchmark's own script, with the word `one`.
+    `preload` is a library of the system's that stands in for one that the way brings.
     """
 
     title: str
@@ -63,6 +65,7 @@ class Way:
     environment: str | None
     variant: str
     setup: str = "python bench/train.py setup"
+    preload: str | None = None
 
 
 # Tried: AdamW on the weights of 25m takes 45 ms fused, 300 ms as foreach or tensor by tensor (which
@@ -171,9 +174,23 @@ def one_way(way: Way, job: Job, cache: Path) -> dict[str, Any]:
         "OMP_NUM_THREADS": str(job.threads),
         "HF_HUB_OFFLINE": "1",
     }
+    if way.preload:
+        environment["LD_PRELOAD"] = _library(way)
     command = [str(python), str(ROOT / "bench" / way.script), *words]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _library(way: Way) -> str:
+    """The library that the way is run with. Without it the loader would only complain, and go on."""
+    assert way.preload
+    found = ctypes.util.find_library(way.preload)
+    if found is None:
+        raise UserError(
+            f"{way.title} cannot be measured: lib{way.preload} is not on this machine",
+            f"install it: apt-get install lib{way.preload}0",
+        )
+    return found
 
 
 def _peak() -> float:

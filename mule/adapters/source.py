@@ -13,7 +13,7 @@ from mule.adapters.chosen import chosen_checkpoint
 from mule.errors import ModelError
 from mule.hub.repo import address_of
 from mule.models.hub import fetch_model, hub_repo
-from mule.models.loadable import check_loadable, holdings_of
+from mule.models.loadable import MODULE, check_loadable, holdings_of
 from mule.models.pickled import PICKLE_SUFFIXES, convert_command
 from mule.run import Run
 
@@ -143,7 +143,9 @@ def _folder_of(path: Path, text: str, runs: Path) -> Path | None:
                     f"train it first: mule train {candidate}/recipe.yaml --resume",
                 )
             return checkpoint
-        if any((candidate / name).is_file() for name in ("config.json", "adapter_config.json")):
+        if any(
+            (candidate / name).is_file() for name in ("config.json", "adapter_config.json", MODULE)
+        ):
             return candidate
     if path.is_dir() and any(path.glob("*.gguf")):
         check_loadable(holdings_of(path), None)

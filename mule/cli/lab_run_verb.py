@@ -9,6 +9,16 @@ import typer
 
 from mule.cli.perform import Json, Result, perform
 
+Module = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--module",
+        metavar="FILE.py",
+        help="A file of yours that a variant names, and that may be run. Give it once for each file.",
+        show_default=False,
+    ),
+]
+
 
 def run(
     words: Annotated[
@@ -36,6 +46,7 @@ def run(
         int | None,
         typer.Option(min=0, help="Make the run of this number alone: a task of that array."),
     ] = None,
+    module: Module = None,
     root: Annotated[Path, typer.Option(help="The folder of the campaigns.")] = Path("campaigns"),
     as_json: Json = False,
 ) -> None:
@@ -55,6 +66,7 @@ def run(
             dry_run=dry_run,
             slurm=slurm,
             task=task,
+            modules=module or [],
         )
 
     perform(work, as_json=as_json)

@@ -9,7 +9,7 @@ import typer
 
 from mule.cli.lab_check_verb import check
 from mule.cli.lab_report_verb import report
-from mule.cli.lab_run_verb import run
+from mule.cli.lab_run_verb import Module, run
 from mule.cli.perform import PLAIN, Json, Result, perform
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def shapes(
             show_default=False,
         ),
     ] = None,
+    *,
     active: Annotated[
         str | None,
         typer.Option(help="In place of a campaign: active parameters, such as 125m."),
@@ -50,6 +51,7 @@ def shapes(
         float | None,
         typer.Option(min=0.001, help="Of the memory, in GB/s. Default: this machine's, measured."),
     ] = None,
+    module: Module = None,
     as_json: Json = False,
 ) -> None:
     """Sizes, FLOPs, cache and decode ceiling of each variant, before anything is trained."""
@@ -66,6 +68,7 @@ def shapes(
             vocab_size=vocab_size,
             context=context,
             bandwidth=None if bandwidth is None else bandwidth * 1e9,
+            modules=module or [],
         )
 
     def show(console: Console, result: Result) -> None:

@@ -18,7 +18,7 @@ _FIGURES = (
 
 def show_shapes(console: Console, result: dict[str, Any]) -> None:
     """Dimensions and figures of each variant; below, what they are of and what K-quants cannot hold."""
-    width = sorted({row["hidden_size"] for row in result["rows"]})
+    width = sorted({row["hidden_size"] for row in result["rows"] if row["hidden_size"]})
     title = f"{result['quantity']}, width {' and '.join(map(str, width))}"
     render.print_table(console, title, _DIMENSIONS, [_dimensions(row) for row in result["rows"]])
     render.print_table(
@@ -38,6 +38,8 @@ def show_shapes(console: Console, result: dict[str, Any]) -> None:
 
 
 def _dimensions(row: dict[str, Any]) -> list[str]:
+    if "module" in row:
+        return [_name(row), row["module"], "-", "-", "-", f"{row['residual']:+.2%}"]
     return [
         _name(row),
         row["family"],
@@ -50,6 +52,9 @@ def _dimensions(row: dict[str, Any]) -> list[str]:
 
 def _figures(row: dict[str, Any]) -> list[str]:
     ceiling = row["decode_ceiling_tokens_per_second"]
+    if "module" in row:
+        counts = ("active_params", "active_params_without_embeddings", "total_params")
+        return [_name(row), *(short(row[name]) for name in counts), *["not known"] * 4]
     return [
         _name(row),
         short(row["active_params"]),

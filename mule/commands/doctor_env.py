@@ -30,6 +30,7 @@ EXTRAS = {  # what each brings, as one asks for it
     "qlora": "QLoRA and the 8-bit AdamW (adapter.kind=qlora, optim.kind=adamw8bit)",
     "fp8": "training in float8 (train.precision=fp8)",
     "schema": "answers by a JSON schema (mule serve, mule chat)",
+    "search": "settings sampled for each variant of a campaign (mule lab run, search.trials)",
     "eval": "Mule's tasks in lm-evaluation-harness (mule eval --export lm-eval)",
     "mlx": "Apple's mlx-lm (adapter.engine=mlx, mule chat --mlx)",
 }

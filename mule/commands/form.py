@@ -33,7 +33,14 @@ FIRST = (
     "evaluate.prompts",
 )
 NAME = "name"  # of the run, which is asked for by itself
-NOT_IN_A_FORM = ("extends",)  # a form shows the settings themselves
+_CAMPAIGN = (
+    "only a campaign trains a module of your own: mule lab run CAMPAIGN.yaml --module FILE.py"
+)
+NOT_IN_A_FORM = {  # and what to say of it
+    "extends": "a form holds the settings themselves; begin with that recipe instead",
+    "model.module": _CAMPAIGN,
+    "model.module_args": _CAMPAIGN,
+}
 
 # ---------------------------------------------------------------- the fields
 

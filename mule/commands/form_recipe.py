@@ -157,8 +157,7 @@ def _form_layer(values: Values) -> Layer:
         if typed in ("", []):
             continue
         if key in NOT_IN_A_FORM:
-            why = "a form holds the settings themselves; begin with that recipe instead"
-            layer.problems.append(f"{_FORM}: {key}: {why}")
+            layer.problems.append(f"{_FORM}: {key}: {NOT_IN_A_FORM[key]}")
             continue
         if key not in knobs():
             layer.problems.append(f"{_FORM}: {key}: {unknown_key('', key)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 from typing import Any
 
 from mule.errors import UserError
@@ -17,8 +16,9 @@ def run(module: str, words: list[str], *, limit_s: float = 300.0) -> dict[str, A
     `limit_s` seconds are given to each check. `ok` is false when something must be changed.
     """
     from mule.lab.inspect import examine
+    from mule.lab.inspect_source import named_class
 
-    file, name = _named(module)
+    file, name = named_class(module)
     settings = dict(_setting(word) for word in words)
     found = examine(file, name, settings, limit_s=limit_s)
     built = next((one for one in found["findings"] if one["check"] == "build"), None)
@@ -39,32 +39,6 @@ def run(module: str, words: list[str], *, limit_s: float = 300.0) -> dict[str, A
         "verdict": _verdict(counts),
         **found,
     }
-
-
-def _named(module: str) -> tuple[Path, str]:
-    path, separator, name = module.rpartition(":")
-    file = Path(path if separator else module)
-    if file.suffix != ".py" or not file.is_file():
-        raise UserError(
-            f"{file}: no such Python file", "give a file and a class: mule lab check model.py:GPT"
-        )
-    if not separator or not name:
-        classes = _classes(file)
-        shown = ", ".join(classes) or "none"
-        raise UserError(
-            f"{file}: which class? It defines {shown}",
-            f"name it behind a colon: mule lab check {file}:{classes[-1] if classes else 'CLASS'}",
-        )
-    return file, name
-
-
-def _classes(file: Path) -> list[str]:
-    """The classes of a file that derive from something."""
-    try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError):
-        return []
-    return [node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.bases]
 
 
 def _setting(word: str) -> tuple[str, Any]:

@@ -10,7 +10,7 @@ from mule.errors import MuleError
 if TYPE_CHECKING:
     from mule.config.campaign import Campaign
     from mule.config.schema import Recipe
-    from mule.lab.campaign import Folder, Plan
+    from mule.lab.campaign import Folder, Job, Plan
 
 _EAGER_SHARE = 0.25  # of the matmul peak, where no run of the variant has been measured
 _START_S = 15.0  # a process, its libraries and its first update
@@ -37,22 +37,25 @@ def dry_run(campaign: Campaign, folder: Folder, only: str | None) -> dict[str, A
     rows = [row for row in _rows(plan, work) if only in (None, row["variant"])]
     if told := few_updates(plan, pinned):
         progress.note(told, "warning")
-    searched = len(plan.tries(only)) * plan.steps_of_a_try(pinned)
+    tries, try_steps = plan.tries(only), plan.steps_of_a_try(pinned)
     jobs = plan.jobs(only)
-    todo = [job for job in jobs if not folder.result(job).is_file()]
+    todo, tries_todo = (
+        [job for job in part if not folder.result(job).is_file()] for part in (jobs, tries)
+    )
     seconds = {row["shape"]: row["run_s"] for row in rows}
     left = sum(seconds[job.shape] for job in todo)
-    left += sum(seconds[job.shape] for job in plan.tries(only)) * (
-        plan.steps_of_a_try(pinned) / steps
-    )
+    share = try_steps / steps
+    left += sum(_START_S + share * (seconds[job.shape] - _START_S) for job in tries_todo)
+    searched = {"tries": len(tries), "tries_to_do": len(tries_todo), "steps_of_a_try": try_steps}
     return {
         "campaign": str(folder.path),
         "runs": len(jobs),
         "runs_to_do": len(todo),
+        **(searched if tries else {}),
         "steps": steps,
         "step_tokens": step_tokens,
         "tokens_of_a_run": steps * step_tokens,
-        "tokens_in_all": (len(jobs) * steps + searched) * step_tokens,
+        "tokens_in_all": (len(jobs) * steps + len(tries) * try_steps) * step_tokens,
         "seconds": left,
         "variants": rows,
     }
@@ -61,34 +64,47 @@ def dry_run(campaign: Campaign, folder: Folder, only: str | None) -> dict[str, A
 def few_updates(plan: Plan, pinned: dict[str, Any]) -> str | None:
     """What to say of runs that are too few updates to learn much; None of others."""
     from mule.lab.campaign import step_tokens
-    from mule.models.cost import active_params
     from mule.plan.starvation import starved
 
     size = step_tokens(plan.campaign.shared, pinned)
     tokens = size * pinned["train.steps"]
-    return starved(tokens, size, active_params(plan.solved(plan.shapes()[0]).config))
+    return starved(tokens, size, plan.active_params(plan.shapes()[0]))
 
 
 def _rows(plan: Plan, tokens: float) -> list[dict[str, Any]]:
     """A row for each shape; `tokens` is the work of a run, as tokens trained on."""
-    from mule.models import cost
-
     found = []
     for job in plan.shapes():
-        config = plan.solved(job).config
-        flops = cost.train_flops_per_token(config, plan.campaign.shared.data.max_seq_length)
+        figures = _figures(plan, job)
         speed = _measured_speed(plan, job.shape)
+        flops = figures["flops_per_token"] or 6 * figures["active_params"]  # the least of a module
         row: dict[str, Any] = {"shape": job.shape, "variant": job.variant, "size": job.size}
-        row |= {
-            "active_params": cost.active_params(config),
-            "total_params": cost.total_params(config),
-            "flops_per_token": flops,
-            "residual": f"{plan.solved(job).residual:+.2%}",
+        row |= figures | {
             "tokens_per_second": speed or _EAGER_SHARE * _peak(plan) / flops,
             "measured": speed is not None,
         }
         found.append(row | {"run_s": _START_S + tokens / row["tokens_per_second"]})
     return found
+
+
+def _figures(plan: Plan, job: Job) -> dict[str, Any]:
+    """What is known of a shape before anything is trained."""
+    from mule.models import cost
+
+    if (own := plan.own.get(job.variant)) is not None:
+        return {
+            "active_params": own.active_params,
+            "total_params": own.sizes["total_params"],
+            "flops_per_token": None,
+            "residual": f"{own.residual(plan.campaign.plan.budget):+.2%}",
+        }
+    config, length = plan.solved(job).config, plan.campaign.shared.data.max_seq_length
+    return {
+        "active_params": cost.active_params(config),
+        "total_params": cost.total_params(config),
+        "flops_per_token": cost.train_flops_per_token(config, length),
+        "residual": f"{plan.solved(job).residual:+.2%}",
+    }
 
 
 def _measured_speed(plan: Plan, shape: str) -> float | None:

@@ -51,11 +51,13 @@ def measure_compiling(recipes: dict[Job, Recipe], folder: Folder) -> None:
     """
     from mule.commands.bench_compile import measure_gain
 
-    todo = {
-        job: recipe
-        for job, recipe in recipes.items()
-        if not folder.per_shape("compile", job.shape).is_file()
-    }
+    todo = {}
+    for job, recipe in recipes.items():
+        if (module := recipe.model.module) is not None:
+            told = f"{job.shape}: compiling is not measured: a module of your own"
+            progress.note(f"{told}; its graph breaks: mule lab check {module}", "warning")
+        elif not folder.per_shape("compile", job.shape).is_file():
+            todo[job] = recipe
     with progress.task("Measuring the compiler", total=len(todo), unit="variants") as bar:
         for job, recipe in todo.items():
             try:

@@ -25,9 +25,13 @@ def run(folder: Path) -> dict[str, Any]:
 
 
 def _next_command(found: dict[str, Any]) -> str:
-    """Export the run with the lowest test loss of the variant that ranks first."""
+    """Export the run with the lowest test loss of the variant that ranks first; of a module of the
+    user's, which Mule cannot export, show it."""
     best = found["best_run"]
-    return f"mule export {shlex.quote(best)}" if best else "mule lab run CAMPAIGN.yaml"
+    if not best:
+        return "mule lab run CAMPAIGN.yaml"
+    is_own = any(Path(best).name.startswith(f"{name}-s") for name in found["own_modules"])
+    return f"mule {'runs show' if is_own else 'export'} {shlex.quote(best)}"
 
 
 # ---------------------------------------------------------------- for a page

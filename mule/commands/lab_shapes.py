@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,17 +37,16 @@ def run(
     vocab_size: int | None = None,
     context: int | None = None,
     bandwidth: float | None = None,
+    modules: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A row for each variant in each size; `bandwidth` in bytes a second, measured where None.
 
     Without a campaign the usual variants are shown at `active` parameters; `words` are settings of the
-    campaign, or of the budget: counted=without_embeddings.
+    campaign, or of the budget: counted=without_embeddings. `modules` are files that may be run, of
+    variants that are modules of the user's.
     """
-    if (campaign is None) == (active is None):
-        raise UserError(
-            "mule lab shapes takes either a campaign file or --active",
-            "as in: mule lab shapes campaign.yaml, or: mule lab shapes --active 125m",
-        )
+    _check_given(campaign, active, modules)
+    own: list[dict[str, Any]] = []
     if campaign is None:
         assert active is not None
         budgets = {"": _budget(active, words)}
@@ -58,6 +57,7 @@ def run(
         variants, length = loaded.plan.variants, loaded.shared.data.max_seq_length
         budgets = _sizes(loaded)
         rows, known = (vocab_size, "given") if vocab_size else _vocab_rows(loaded)
+        own = _own_rows(loaded, modules, ["mule", "lab", "shapes", str(campaign), *words], rows)
     rate = bandwidth or machine.read_bandwidth()
     table = [
         row | ({"size": size} if size else {})
@@ -71,6 +71,8 @@ def run(
             bandwidth=rate,
         )
     ]
+    if own:
+        table = sorted([*table, *own], key=lambda row: list(variants).index(row["variant"]))
     return {
         "rows": table,
         "vocab_size": rows,
@@ -81,6 +83,19 @@ def run(
         "quantity": table[0]["quantity"],
         "targets": sorted({row["target"] for row in table}),
     }
+
+
+def _check_given(campaign: Path | None, active: str | None, modules: Sequence[str]) -> None:
+    if (campaign is None) == (active is None):
+        raise UserError(
+            "mule lab shapes takes either a campaign file or --active",
+            "as in: mule lab shapes campaign.yaml, or: mule lab shapes --active 125m",
+        )
+    if modules and campaign is None:
+        raise UserError(
+            "--module goes with a campaign, whose variants name the file",
+            f"as in: mule lab shapes campaign.yaml --module {modules[0]}",
+        )
 
 
 def shape_rows(
@@ -191,6 +206,19 @@ def _typed(value: str) -> str | float | bool:
         return float(value)
     except ValueError:
         return value
+
+
+def _own_rows(
+    campaign: Campaign, modules: Sequence[str], command: list[str], vocab_rows: int
+) -> list[dict[str, Any]]:
+    """Of the variants that are modules of the user's, whose files are run in a process of their own."""
+    from mule.lab.own_module import check_named, own_modules
+
+    named = [word for module in modules for word in ("--module", module)]
+    check_named(campaign, modules, [*command, *named])
+    own = own_modules(campaign, vocab_rows=vocab_rows, known={}, runs=Path())
+    length = campaign.shared.data.max_seq_length
+    return [module.row(name, campaign.plan.budget, length) for name, module in own.items()]
 
 
 def _loaded(campaign: Path, words: list[str]) -> Campaign:

@@ -12,11 +12,14 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mule import progress
 from mule.errors import MuleError
 from mule.run import Run
+
+if TYPE_CHECKING:
+    from mule.lab.own_module import OwnModule
 
 MEASURED = "held_out.json"  # in the run's folder
 
@@ -24,20 +27,38 @@ MEASURED = "held_out.json"  # in the run's folder
 def work(job: dict[str, Any]) -> None:
     """Train the job's recipe to its end, going on where it stopped; measure once it has ended.
 
-    The job: recipe (a file), name, root (the folder of the runs), sets (name -> files) and prepared.
+    The job: recipe (a file), name, root (the folder of the runs), sets (name -> files) and prepared;
+    for a variant that is a module of the user's, module.
     """
+    if "module" not in job:
+        _work(job, None)
+        return
+    from mule.lab.own_model import explained
+    from mule.lab.own_module import OwnModule
+
+    own = OwnModule(**job["module"])
+    with explained(own):
+        _work(job, own)
+
+
+def _work(job: dict[str, Any], own: OwnModule | None) -> None:
     from mule.commands import train
 
+    maker = None
+    if own is not None:
+        from mule.lab.own_model import maker_of
+
+        maker = maker_of(own)
     run = Run(Path(job["root"]) / job["name"])
     if not (run.folder / "recipe.yaml").is_file() or run.state() != "finished":
         recipe, name, root = Path(job["recipe"]), job["name"], Path(job["root"])
-        train.run(recipe, [], resume=True, name=name, root=root)
+        train.run(recipe, [], resume=True, name=name, root=root, maker=maker)
     is_first = os.environ.get("RANK", "0") == "0"  # as torchrun numbers them
     if is_first and not (run.folder / MEASURED).is_file():
-        _measure(run, job)
+        _measure(run, job, own)
 
 
-def _measure(run: Run, job: dict[str, Any]) -> None:
+def _measure(run: Run, job: dict[str, Any], own: OwnModule | None) -> None:
     """Write the losses of the last weights on each set, whole."""
     from mule import fsio
     from mule.config.load import load_recipe
@@ -57,7 +78,12 @@ def _measure(run: Run, job: dict[str, Any]) -> None:
     train = recipe.train
     set_up_torch(int(train.threads))
     dtype = DTYPES["fp32" if train.device == "cpu" else train.precision]
-    model = load_model(newest[1], dtype=dtype, device=train.device).eval()
+    if own is None:
+        model = load_model(newest[1], dtype=dtype, device=train.device).eval()
+    else:
+        from mule.lab.own_model import trained
+
+        model = trained(own, newest[1], dtype=dtype, device=train.device)
     tokenizer = Tokenizer.load(newest[1])
     found = {
         name: measure(

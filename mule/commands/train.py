@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mule.run import Run
     from mule.train.assemble import Parts
     from mule.train.distributed import Group
+    from mule.train.model import Maker
 
 _CURVES_FROM_S = 60
 
@@ -27,11 +28,13 @@ def run(
     name: str | None = None,
     root: Path = Path("runs"),
     assume: bool = False,
+    maker: Maker | None = None,
 ) -> dict[str, Any]:
     """Train what the recipe says, in `root`/`name`; the summary of the run.
 
     With `assume` there is no recipe: what the overrides leave open about a model and its data is
-    assumed and told, and the run's recipe.yaml says all of it.
+    assumed and told, and the run's recipe.yaml says all of it. A `maker` makes the model in place of
+    Mule.
     """
     from mule.config.load import load_recipe
     from mule.run import Run
@@ -54,7 +57,7 @@ def run(
         folder = known.folder if known else root / run_name
         group.connect(loaded.recipe.train.device)
         target = _target(known, folder, loaded.text, group)
-        summary = _train(target, loaded.recipe, group, is_new=known is None)
+        summary = _train(target, loaded.recipe, group, maker, is_new=known is None)
     if not group.is_first:
         raise SystemExit(0)  # the first process shows the result
     return summary
@@ -77,7 +80,9 @@ def _target(known: Run | None, folder: Path, text: str, group: Group) -> Run:
     return known if known and group.is_first else Onlooker(folder)
 
 
-def _train(run: Run, recipe: Recipe, group: Group, *, is_new: bool) -> dict[str, Any]:
+def _train(
+    run: Run, recipe: Recipe, group: Group, maker: Maker | None, *, is_new: bool
+) -> dict[str, Any]:
     """Train in the folder of `run`, which is kept once an update was begun."""
     from mule.train.assemble import assemble
     from mule.train.loop import fit
@@ -85,7 +90,7 @@ def _train(run: Run, recipe: Recipe, group: Group, *, is_new: bool) -> dict[str,
     with run.lock():
         try:
             with group.explained():
-                parts = assemble(recipe, run, group)
+                parts = assemble(recipe, run, group, maker)
                 group.from_first(lambda: _record(run, parts))
                 summary = fit(run, parts)
         except MuleError as error:

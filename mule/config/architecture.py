@@ -137,6 +137,16 @@ class MambaSection(Section):
             yield Problem("num_groups", f"{groups} does not divide model.mamba.num_heads = {heads}")
 
 
+def _keys(kind: type[Section], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a section, and of those below it."""
+    for name, field in kind.model_fields.items():
+        below = field.annotation
+        if isinstance(below, type) and issubclass(below, Section):
+            yield from _keys(below, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
 class ModelSection(Section):
     """What is trained: a model to start from, a named size, or explicit dimensions."""
 
@@ -200,6 +210,11 @@ class ModelSection(Section):
         "Rows of the embedding matrix, at least the tokenizer's size. Default: the tokenizer's "
         "size, rounded up.",
     )
+    module: Text | None = knob(
+        None,
+        "A model of your own, FILE.py:Class; a campaign sets it for the runs of such a variant.",
+    )
+    module_args: list[Text] = knob([], "With module: what its class was given, as name=value.")
     moe: MoESection = section(MoESection)
     mamba: MambaSection = section(MambaSection)
 
@@ -235,6 +250,16 @@ class ModelSection(Section):
         if self.path is not None:
             yield from self._idle_beside_path(self.path)
             return
+        if self.module is not None:
+            why = (
+                f"cannot take effect: model.module={self.module} brings its own; remove one of both"
+            )
+            for name in _keys(type(self)):
+                if name not in ("module", "module_args"):
+                    yield Problem(name, why, because="module")
+            return
+        why = "cannot take effect without model.module; set it, or remove this"
+        yield Problem("module_args", why, because="module")
         why = "cannot take effect: a new model has no hub id; set model.path, or remove it"
         yield Problem("revision", why, because="path")
         yield from self._idle_experts()

@@ -6,7 +6,7 @@ optim, checkpoint and evaluate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,10 +19,10 @@ from mule.config.knobs import sections
 from mule.config.lab import Amount, BudgetSection, VariantSection
 from mule.config.layers import Layer, read_node, read_overrides
 from mule.config.load import by_line, check_layers, recipe_text
-from mule.config.optim import Rate
 from mule.config.presets import campaign_file
 from mule.config.reader import YamlProblem, line_of, mapping_items, parse_yaml, plain
 from mule.config.schema import Count, Recipe, Share, Text
+from mule.config.search import SearchSection
 from mule.config.section import Problem, Section, knob, section
 from mule.config.section_check import Places, checked, knob_at
 from mule.errors import ConfigError
@@ -63,21 +63,6 @@ class ExpectSection(Section):
     train: Count | None = knob(None, "Tokens of data.train.", unit="tokens")
     valid: Count | None = knob(None, "Tokens of data.valid.", unit="tokens")
     test: Count | None = knob(None, "Tokens of data.test.", unit="tokens")
-
-
-class SearchSection(Section):
-    """A small search of the learning rate, for each variant alone, with short runs of one seed."""
-
-    learning_rates: list[Rate] = knob([], "The rates to try; none is no search.")
-    tokens: Count | None = knob(None, "Length of a try. Default: a fifth of a run.", unit="tokens")
-
-    def conflicts(self) -> Iterator[Problem]:
-        if len(self.learning_rates) == 1:
-            yield Problem(
-                "learning_rates", "one rate is no search; set optim.learning_rate, or add others"
-            )
-        if self.tokens is not None and not self.learning_rates:
-            yield Problem("tokens", "cannot take effect without search.learning_rates")
 
 
 class DecodeSection(Section):
@@ -356,16 +341,30 @@ def _at_odds(shared: Recipe, plan: CampaignFile, places: dict[str, str], file: P
             f"{file}: data.test goes with data.valid, data.test_share with data.valid_share; give "
             "both as files or both as shares"
         )
-    if plan.search.learning_rates and "optim.learning_rate" in places:
-        found.append(
-            f"{place('optim.learning_rate')}: cannot take effect beside search.learning_rates; "
-            "remove one of the two"
-        )
+    found += _search_at_odds(shared, plan.search, place, places)
     if shared.train.freeze:
         found.append(f"{place('train.freeze')}: a campaign trains every weight; remove it")
     if shared.evaluate.patience is not None:
         found.append(
             f"{place('evaluate.patience')}: runs that end early have seen fewer tokens than others; "
             "remove it"
+        )
+    return found
+
+
+def _search_at_odds(
+    shared: Recipe, search: SearchSection, place: Callable[[str], str], given: Collection[str]
+) -> list[str]:
+    found = [
+        f"{place(key)}: cannot take effect beside search, which finds it for each variant; remove "
+        "one of the two"
+        for key in search.searched
+        if key in given
+    ]
+    lowest = search.ranges.get("optim.learning_rate", (1.0, 1.0))[0]
+    if shared.optim.min_learning_rate > lowest:
+        found.append(
+            f"{place('optim.min_learning_rate')}: {shared.optim.min_learning_rate:g} is above the "
+            f"lowest learning rate that search tries, {lowest:g}; lower it"
         )
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -123,6 +123,12 @@ class VariantSection(RoutingSection):
         None,
         "Your own model in place of all this: FILE.py:Class, as `mule lab check` examines it.",
     )
+    module_args: dict[Text, Any] | None = knob(
+        None,
+        "With module: what its class, or the class's config, is given. The vocabulary and the length "
+        "of a row are filled in.",
+        form="entries of a name and a value, such as {n_layer: 4}",
+    )
 
     @property
     def attends(self) -> bool:
@@ -133,9 +139,11 @@ class VariantSection(RoutingSection):
         if self.module is not None:
             why = f"cannot take effect: module={self.module} brings its own; remove one of the two"
             for name in type(self).model_fields:
-                if name != "module":
+                if name not in ("module", "module_args"):
                     yield Problem(name, why, because="module")
             return
+        why = "cannot take effect without module; set it, or remove this"
+        yield Problem("module_args", why, because="module")
         yield from super().idle()
         yield from self._idle_experts()
         yield from self._idle_attention()

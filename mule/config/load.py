@@ -317,7 +317,8 @@ def _missing(recipe: Recipe) -> list[str]:
     model = recipe.model
     needed = ("hidden_size", "num_layers", *(("num_heads",) if model.attends else ()))
     shape = {key: getattr(model, key) for key in needed}
-    if model.path is None and model.size is None and not all(shape.values()):
+    named = model.path or model.size or model.module
+    if named is None and not all(shape.values()):
         lacking = ", ".join(f"model.{key}" for key, value in shape.items() if value is None)
         given = any(shape.values())
         found.append(

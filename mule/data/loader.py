@@ -137,7 +137,7 @@ def _fill_text_row(part: Part, row: int, out: dict[str, np.ndarray], *, isolated
     """A window of the running text; where isolated, cut into its documents."""
     row_length = len(out["input_ids"])
     first = row * row_length
-    tokens = part.tokens[first : first + row_length + 1].astype(np.int64)
+    tokens = part.ids(first, first + row_length + 1)
     count = len(tokens) - 1
     out["input_ids"][:count], out["targets"][:count] = tokens[:-1], tokens[1:]
     places = np.arange(first, first + count)
@@ -158,7 +158,7 @@ def _fill_chat_row(part: Part, row: int, out: dict[str, np.ndarray]) -> None:
     first, end = part.rows[row : row + 2].tolist()
     for segment, example in enumerate(part.order[first:end].tolist(), start=1):
         start, stop = part.offsets[example : example + 2].tolist()
-        tokens = part.tokens[start:stop].astype(np.int64)
+        tokens = part.ids(start, stop)
         span = slice(place, place + len(tokens) - 1)
         out["input_ids"][span] = tokens[:-1]
         out["targets"][span] = np.where(part.trained[start + 1 : stop], tokens[1:], IGNORE)

@@ -62,6 +62,7 @@ class ShardWriter:
         self, folder: Path, kind: str, vocab_size: int, counts: Counts, *, labelled: bool
     ) -> None:
         self._folder, self.kind, self.counts = folder, kind, counts
+        self._vocab_size = vocab_size
         self._types = data_files(kind, vocab_size, labelled=labelled)
         sizes = _sizes(self._types, counts)
         self._files: dict[str, IO[bytes]] = {}
@@ -136,8 +137,8 @@ class ShardWriter:
 
     def write_index(self, facts: dict[str, Any]) -> None:
         """`facts` has num_rows, row_length and the origin."""
-        counts = {"dtype": self._types[TOKENS], **asdict(self.counts)}
-        index = {"version": VERSION, "kind": self.kind, **counts, **facts}
+        tokens = {"dtype": self._types[TOKENS], "vocab_size": self._vocab_size}
+        index = {"version": VERSION, "kind": self.kind, **tokens, **asdict(self.counts), **facts}
         fsio.write_json(self._folder / INDEX, index)
 
     def _offsets(self) -> np.ndarray:

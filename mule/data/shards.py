@@ -42,10 +42,12 @@ class Part:
     kind text: row r is tokens[r * row_length : (r + 1) * row_length + 1].
     kind chat: row r holds the examples order[rows[r] : rows[r + 1]]; example e is
     tokens[offsets[e] : offsets[e + 1]]; its last token is a target only, never an input.
-    Document or example e has the label label_places[labels[e]] of the shards.
+    Document or example e has the label label_places[labels[e]] of the shards. Token ids are below
+    vocab_size, where it was recorded.
     """
 
     num_rows: int
+    vocab_size: int | None
     tokens: np.ndarray
     offsets: np.ndarray
     digests: np.ndarray
@@ -54,6 +56,19 @@ class Part:
     rows: np.ndarray | None
     labels: np.ndarray | None
     label_places: np.ndarray
+
+    def ids(self, start: int, stop: int) -> np.ndarray:
+        """Tokens as int64. StorageError for an id that no token has: it would end in a lookup."""
+        found = self.tokens[start:stop].astype(np.int64)
+        if self.vocab_size is not None and found.max(initial=0) >= self.vocab_size:
+            place = int((found >= self.vocab_size).argmax())
+            assert isinstance(self.tokens, np.memmap)
+            raise StorageError(
+                f"{self.tokens.filename}: token {start + place:,} has the id {found[place]:,}, and the "
+                f"tokenizer {self.vocab_size:,} tokens: the file is damaged",
+                _HINT,
+            )
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +210,7 @@ def _open_part(folder: Path, index: dict[str, Any], labels: list[Label]) -> Part
     places = [labels.index(label) for label in _labels(index)]
     return Part(
         num_rows=num_rows,
+        vocab_size=index.get("vocab_size"),
         tokens=_map(folder / TOKENS, index["dtype"], num_tokens),
         offsets=_map(folder / OFFSETS, "int64", num_examples + 1),
         digests=_map(folder / DIGESTS, "uint64", index["num_items"]),

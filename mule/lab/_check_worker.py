@@ -2,7 +2,8 @@
 
 One JSON object on stdin asks: `file`, `name`, `settings`, `checks`. On stdout a line says that a
 check begins, and a line what it found, so that whoever listens knows how far a process came that died.
-What the user's code prints goes to stderr. SIGUSR1 writes the line that runs to stderr.
+What the user's code prints goes to stderr. SIGUSR1 writes the line that runs to stderr. With `fits`,
+the `vocab_size` and `max_seq_length` of a campaign, settings that say these are filled in.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from mule.lab.inspect_attention import check_attention
-from mule.lab.inspect_build import build, load_class
+from mule.lab.inspect_build import accepted, build, filled, load_class, own_files
 from mule.lab.inspect_cache import check_cache
 from mule.lab.inspect_causality import check_causality
 from mule.lab.inspect_compile import check_compile
@@ -58,8 +59,10 @@ def _examine(request: dict[str, Any], tell: Tell) -> None:
 
     def made() -> Outcome:
         nonlocal subject
-        subject = _subject(file, request)
-        return Outcome({"class": type(subject.model).__name__, "classes": _classes(subject)})
+        subject, takes = _subject(file, request)
+        told = {"class": type(subject.model).__name__, "classes": _classes(subject)}
+        told |= {"settings": subject.settings, "takes": takes, "files": own_files(file)}
+        return Outcome(told)
 
     if not _told("build", made, file, tell):
         return
@@ -70,18 +73,36 @@ def _examine(request: dict[str, Any], tell: Tell) -> None:
             return
 
 
-def _subject(file: Path, request: dict[str, Any]) -> Subject:
+def _subject(file: Path, request: dict[str, Any]) -> tuple[Subject, list[str]]:
+    """The module, and the names of the settings that it takes."""
     torch.manual_seed(0)
     module, make = load_class(file, request["name"])
-    model = build(module, make, request["settings"]).eval()
+    settings, fits = request["settings"], request.get("fits")
+    if fits:
+        settings = filled(module, make, settings, fits)
+    model = build(module, make, settings).eval()
     if not any(True for _ in model.parameters()):
         raise Refused(
             f"{request['name']} has no parameters", "assign its layers to self in __init__"
         )
-    vocab_size, embedding = prepare(model, request["settings"])
-    return Subject(
-        file, request["name"], request["settings"], model, vocab_size, token_embedding=embedding
-    )
+    vocab_size, embedding = prepare(model, settings)
+    subject = Subject(file, request["name"], settings, model, vocab_size, token_embedding=embedding)
+    if fits:
+        _fit(subject, fits)
+    return subject, accepted(module, make, settings)
+
+
+def _fit(subject: Subject, fits: dict[str, int]) -> None:
+    """Let the checks use the tokens and the lengths of the campaign."""
+    asked, embedding = fits["vocab_size"], subject.token_embedding
+    if embedding is not None and embedding.num_embeddings < asked:
+        raise Refused(
+            f"its embedding has {embedding.num_embeddings:,} rows, the campaign's vocabulary "
+            f"{asked:,} tokens",
+            "give it as many, by the argument that says so, or leave that argument away: vocab_size "
+            "is filled in where the class takes it",
+        )
+    subject.vocab_size, subject.most_tokens = asked, fits["max_seq_length"]
 
 
 def _classes(subject: Subject) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mule.config.dump import identity_values
@@ -12,17 +13,17 @@ from mule.run import Run
 
 # Beside the identity of a recipe: they change rounding, and what a router sees at once.
 _ALSO_EQUAL = ("train.micro_batch_rows", "train.precision")
-_MAY_DIFFER = ("train.seed", "optim.learning_rate")
 _MAKE_SPEED = ("compile", "device", "threads", "activation_checkpointing")
 
 
-def check_recipes(recipes: dict[str, Recipe], *, searched: bool) -> None:
+def check_recipes(recipes: dict[str, Recipe], *, searched: Sequence[str]) -> None:
     """CheckFailed where two runs (by name) differ beside model.* and train.seed.
 
-    With `searched`, each variant has its own learning rate.
+    `searched` are the settings, by dotted key, of which each variant has its own.
     """
-    may = _MAY_DIFFER if searched else _MAY_DIFFER[:1]
-    tables = {name: _compared(recipe, may) for name, recipe in recipes.items()}
+    tables = {
+        name: _compared(recipe, ("train.seed", *searched)) for name, recipe in recipes.items()
+    }
     first = next(iter(tables), None)
     for name, table in tables.items():
         for key, value in table.items():

@@ -20,7 +20,9 @@ from mule import fsio
 from mule.config.campaign import Campaign
 from mule.config.dump import with_values
 from mule.config.schema import Recipe
+from mule.config.search import SearchSection
 from mule.errors import UserError
+from mule.lab.own_module import OwnModule, own_modules
 from mule.models.solve import Solved, solve_all
 from mule.plan.shape import model_settings
 
@@ -28,13 +30,25 @@ _SEARCHED_SHARE = 5  # a try of the search is a fifth of a run, where its length
 
 
 @dataclass(frozen=True)
+class Try:
+    """A try of the search: its name, and its settings by dotted key.
+
+    Those of a sampled one are empty until it is proposed (mule/lab/search.py), `sampler` says by what.
+    """
+
+    name: str
+    settings: tuple[tuple[str, float], ...] = ()
+    sampler: str = ""
+
+
+@dataclass(frozen=True)
 class Job:
-    """One run of a campaign; `learning_rate` is that of a try of the search."""
+    """One run of a campaign, or a try of its search."""
 
     variant: str
     size: str  # "" where the campaign has one size
     seed: int
-    learning_rate: float | None = None
+    tried: Try | None = None
 
     @property
     def shape(self) -> str:
@@ -43,8 +57,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        if self.learning_rate is not None:
-            return f"search-{self.shape}-lr{self.learning_rate:g}"
+        if self.tried is not None:
+            return f"search-{self.shape}-{self.tried.name}"
         return f"{self.shape}-s{self.seed}"
 
 
@@ -72,7 +86,7 @@ class Folder:
         return self.path / "logs" / f"{job.name}.log"
 
     def result(self, job: Job) -> Path:
-        part = "search" if job.learning_rate is not None else "results"
+        part = "search" if job.tried is not None else "results"
         return self.path / part / f"{job.name}.json"
 
     def per_shape(self, what: str, shape: str) -> Path:
@@ -94,10 +108,16 @@ class Plan:
     def __init__(
         self, campaign: Campaign, folder: Folder, shared: Recipe, *, vocab_rows: int
     ) -> None:
-        """`shared` are the campaign's sections, with the files of held-out shares in place."""
+        """`shared` are the campaign's sections, with the files of held-out shares in place.
+
+        Variants that are modules of the user's are examined here, once in a campaign: in `own`.
+        """
         self.campaign, self.folder = campaign, folder
         self._shared, self._vocab_rows = shared, vocab_rows
-        _refuse_modules(campaign)
+        known = folder.facts().get("modules", {})
+        self.own: dict[str, OwnModule] = own_modules(
+            campaign, vocab_rows=vocab_rows, known=known, runs=folder.runs
+        )
 
     @property
     def sizes(self) -> list[str]:
@@ -116,15 +136,15 @@ class Plan:
         ]
 
     def tries(self, only: str | None = None) -> list[Job]:
-        """The short runs of the learning-rate search; often none."""
+        """The short runs of the search; often none. Sampled ones are not proposed yet."""
         self._check_known(only)
         plan = self.campaign.plan
         return [
-            Job(variant, size, plan.seeds[0], rate)
+            Job(variant, size, plan.seeds[0], tried)
             for size in self.sizes
             for variant in plan.variants
             if only in (None, variant)
-            for rate in plan.search.learning_rates
+            for tried in _tries(plan.search)
         ]
 
     def shapes(self) -> list[Job]:
@@ -132,29 +152,39 @@ class Plan:
         return [job for job in self.jobs() if job.seed == self.campaign.plan.seeds[0]]
 
     def solved(self, job: Job) -> Solved:
-        """The shape of the model that the job trains."""
+        """The shape of the model that the job trains, if it is one of Mule's."""
         return self._solved[(job.variant, job.size)]
 
     @cached_property
     def _solved(self) -> dict[tuple[str, str], Solved]:
         plan, length = self.campaign.plan, self.campaign.shared.data.max_seq_length
+        variants = {n: variant for n, variant in plan.variants.items() if n not in self.own}
         found = {}
         for size in self.sizes:
             budget = plan.budget.of_size(_typed(size)) if size else plan.budget
-            solved = solve_all(
-                budget, plan.variants, vocab_size=self._vocab_rows, max_seq_length=length
-            )
+            solved = solve_all(budget, variants, vocab_size=self._vocab_rows, max_seq_length=length)
             found |= {(name, size): shape for name, shape in solved.items()}
         return found
+
+    def active_params(self, job: Job) -> int:
+        """Parameters that a token passes in the model that the job trains."""
+        own = self.own.get(job.variant)
+        return self.solved(job).active_params if own is None else own.active_params
+
+    def _of_the_variant(self, job: Job) -> dict[str, Any]:
+        """What a recipe says of the job's model."""
+        if job.variant in self.own:
+            return self.own[job.variant].recipe_values()
+        routing = self.campaign.plan.variants[job.variant].routing()
+        return model_settings(self.solved(job).config, routing)
 
     def recipe(self, job: Job, pinned: dict[str, Any]) -> Recipe:
         """The recipe of a run: what is shared, what was decided for all, and what its variant says."""
         values: dict[str, Any] = {"name": job.name, "tokenizer.path": str(self.folder.tokenizer)}
         values |= {"tokenizer.vocab_size": None, "train.seed": job.seed} | pinned
-        variant = self.campaign.plan.variants[job.variant]
-        values |= model_settings(self.solved(job).config, variant.routing())
-        if job.learning_rate is not None:
-            values |= self._of_a_try(job, pinned)
+        values |= self._of_the_variant(job)
+        if job.tried is not None:
+            values |= self._of_a_try(pinned) | dict(job.tried.settings)
         return with_values(self._shared, values)
 
     def steps_of_a_try(self, pinned: dict[str, Any]) -> int:
@@ -164,12 +194,11 @@ class Plan:
             return max(2, pinned["train.steps"] // _SEARCHED_SHARE)
         return max(2, round(tokens / step_tokens(self._shared, pinned)))
 
-    def _of_a_try(self, job: Job, pinned: dict[str, Any]) -> dict[str, Any]:
+    def _of_a_try(self, pinned: dict[str, Any]) -> dict[str, Any]:
         """A try of the search is a run of its own length, whose warm-up is as long a part of it."""
         short = self.steps_of_a_try(pinned)
         warmup = round(pinned["optim.warmup_steps"] * short / pinned["train.steps"])
         return {
-            "optim.learning_rate": job.learning_rate,
             "train.steps": short,
             "optim.warmup_steps": min(warmup, short - 1),
             "evaluate.every_steps": short,
@@ -182,6 +211,12 @@ class Plan:
             raise UserError(f"--only {only}: no such variant", f"the campaign has {names}")
 
 
+def _tries(search: SearchSection) -> list[Try]:
+    if search.trials is not None:
+        return [Try(f"try{number:02d}") for number in range(1, search.trials + 1)]
+    return [Try(f"lr{rate:g}", (("optim.learning_rate", rate),)) for rate in search.learning_rates]
+
+
 def step_tokens(shared: Recipe, pinned: dict[str, Any]) -> int:
     """Positions of one update."""
     return shared.data.max_seq_length * pinned["train.step_rows"]
@@ -189,14 +224,3 @@ def step_tokens(shared: Recipe, pinned: dict[str, Any]) -> int:
 
 def _typed(size: str) -> int | str:
     return int(size) if size.isdigit() else size
-
-
-def _refuse_modules(campaign: Campaign) -> None:
-    for name, variant in campaign.plan.variants.items():
-        if variant.module is not None:
-            raise UserError(
-                f"variants.{name}.module: a campaign trains Mule's own models only: the training "
-                f"loop needs the loss by document and the cache of a family, which {variant.module} "
-                "does not say it has",
-                f"examine it with: mule lab check {variant.module}; and take the variant out",
-            )

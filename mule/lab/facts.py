@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import mule
@@ -29,7 +30,7 @@ def begin(
     if known:
         _refuse_changes(plan, known, asked, variants, shared)
     pinned = known.get("pinned") or _decided(plan, shared, machine=machine)
-    searched = campaign.plan.search.learning_rates
+    search = campaign.plan.search
     return {
         "name": campaign.name,
         "mule": known.get("mule", mule.__version__),
@@ -37,8 +38,9 @@ def begin(
         "baseline": campaign.baseline,
         "seeds": campaign.plan.seeds,
         "sizes": plan.sizes,
-        "search": campaign.plan.search.model_dump() if searched else None,
+        "search": search.model_dump() if search.searched else None,
         "variants": {**known.get("variants", {}), **variants},
+        **_modules(plan, known),
         "asked": asked,
         "pinned": pinned,
         **shared.facts(),
@@ -48,8 +50,20 @@ def begin(
 
 def _decided(plan: Plan, shared: Shared, *, machine: bool) -> dict[str, Any]:
     campaign = plan.campaign
-    first = Job(campaign.baseline, plan.sizes[0], campaign.plan.seeds[0])
-    return decide(shared, plan.recipe(first, {}), machine=machine)
+    of_mule = [
+        name for name in (campaign.baseline, *campaign.plan.variants) if name not in plan.own
+    ]
+    first = Job(of_mule[0], plan.sizes[0], campaign.plan.seeds[0])
+    search = campaign.plan.search
+    lowest = {key: ends[0] for key, ends in search.ranges.items()}  # only to have a whole recipe
+    decided = decide(shared, plan.recipe(first, lowest), machine=machine)
+    return {key: value for key, value in decided.items() if key not in search.searched}
+
+
+def _modules(plan: Plan, known: dict[str, Any]) -> dict[str, Any]:
+    """What is known of the variants that are modules of the user's, where there are any."""
+    modules = known.get("modules", {}) | {name: asdict(own) for name, own in plan.own.items()}
+    return {"modules": modules} if modules else {}
 
 
 def _asked(campaign: Campaign) -> dict[str, Any]:

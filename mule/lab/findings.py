@@ -9,7 +9,7 @@ from typing import Any
 from mule.lab.curves import ROUTING, Routing, Row, routing_of, rows_of_arm
 from mule.lab.record_checks import what_differs, what_is_missing
 from mule.lab.records import Arm, Study
-from mule.lab.techniques import contrasts
+from mule.lab.techniques import contrasts, own_module
 from mule.plan.starvation import starved
 from mule.statistics import (
     CONFIDENCE,
@@ -54,6 +54,7 @@ def gather(study: Study) -> Evidence:
         "power": POWER,
         "ranking": _ranking(study),
         "best_run": _best_run(study),
+        "own_modules": [arm.name for arm in study.arms if own_module(arm, study.asked)],
         "seed_noise": _seed_noise(study),
         "differences": verdicts,
         "training": [_training(arm) for arm in study.arms],
@@ -62,6 +63,11 @@ def gather(study: Study) -> Evidence:
             {"arm": arm.name, **study.decode[arm.file_stem]}
             for arm in study.arms
             if study.decode.get(arm.file_stem)
+        ],
+        "searches": [
+            {"arm": arm.name, **study.searches[arm.file_stem]}
+            for arm in study.arms
+            if study.searches.get(arm.file_stem)
         ],
         "missing": what_is_missing(study),
         "warnings": [*what_differs(study), *_own_warnings(study)],
@@ -295,4 +301,9 @@ def _own_warnings(study: Study) -> list[str]:
     few = [name for name, count in seeds.items() if count < 3]
     if few:
         found.append(f"fewer than 3 seeds with a test loss: {', '.join(few)}")
+    found += [
+        f"the search of {arm.name} chose a {edge}: a better one may lie beyond"
+        for arm in study.arms
+        for edge in study.searches.get(arm.file_stem, {}).get("at_edge", [])
+    ]
     return found

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,23 @@ class _Report:
             self.findings.append({"check": event["check"], **finding})
 
 
-def examine(file: Path, name: str, settings: dict[str, Any], *, limit_s: float) -> dict[str, Any]:
-    """Facts, findings and how far each check came; `limit_s` seconds are given to each check."""
+def examine(
+    file: Path,
+    name: str,
+    settings: dict[str, Any],
+    *,
+    limit_s: float,
+    checks: Sequence[str] = tuple(CHECKS),
+    fits: dict[str, int] | None = None,
+) -> dict[str, Any]:
+    """Facts, findings and how far each check came; `limit_s` seconds are given to each check.
+
+    `fits` are the vocab_size and max_seq_length of a campaign that the module is for: settings that
+    say these are filled in.
+    """
     report = _Report()
-    left = list(CHECKS)
-    with progress.task("Checking", total=len(_ALL), unit="checks") as bar:
+    left = list(checks)
+    with progress.task("Checking", total=1 + len(checks), unit="checks") as bar:
         while left:
             request = {
                 "file": str(file.resolve()),
@@ -70,6 +83,7 @@ def examine(file: Path, name: str, settings: dict[str, Any], *, limit_s: float) 
                 "settings": settings,
                 "checks": ["forward", *(check for check in left if check != "forward")],
                 "threads": machine.physical_cores(),
+                "fits": fits,
             }
             broke_at = _one_process(request, report, limit_s, bar)
             if broke_at is None or broke_at in _NEEDED:
@@ -83,6 +97,7 @@ def examine(file: Path, name: str, settings: dict[str, Any], *, limit_s: float) 
         "checks": [
             {"check": check, "about": about, "outcome": _outcome(report, check)}
             for check, about in CHECKS.items()
+            if check in checks
         ],
     }
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import nn
 
+from mule import fsio
 from mule.config.hints import near
-from mule.lab.inspect_subject import Refused
+from mule.lab.inspect_subject import Refused, is_own
 
 _CONFIG_NAMES = frozenset({"config", "cfg", "conf", "args", "params", "hparams", "model_args"})
 # What an argument of such a name may be in a small trial; the first that fits counts.
@@ -57,9 +58,53 @@ def load_class(file: Path, name: str) -> tuple[ModuleType, Callable[..., nn.Modu
     return module, found
 
 
+def own_files(file: Path) -> dict[str, str]:
+    """SHA-256 of the user's file and of what it imported from beside it, by the paths from there."""
+    others = {"__main__", "mule", *sys.stdlib_module_names}
+    found = {file}
+    for name, module in list(sys.modules.items()):
+        place = getattr(module, "__file__", None) or ""
+        if name.partition(".")[0] not in others and place.endswith(".py") and is_own(file, place):
+            found.add(Path(place))
+    return {str(one.relative_to(file.parent)): fsio.sha256_file(one) for one in sorted(found)}
+
+
 def _is_module_class(value: object, module: ModuleType) -> bool:
     ours = isinstance(value, type) and issubclass(value, nn.Module)
     return ours and value.__module__ == module.__name__
+
+
+# Arguments that say no more than a campaign does; of these names alone, so that none is guessed.
+_VOCABULARY = ("vocab_size", "n_vocab", "num_vocab", "vocabulary_size")
+_CONTEXT = (
+    *("block_size", "context_length", "ctx_len", "n_ctx", "context_size", "max_context"),
+    *("max_seq_len", "max_seq_length", "max_sequence_length", "seq_len", "seq_length"),
+    *("sequence_length", "max_len", "max_length", "max_position_embeddings", "n_positions"),
+)
+
+
+def filled(
+    module: ModuleType,
+    make: Callable[..., nn.Module],
+    settings: dict[str, Any],
+    fits: dict[str, int],
+) -> dict[str, Any]:
+    """The settings with those of `fits` (vocab_size, max_seq_length) that are taken and not typed."""
+    known = accepted(module, make, settings)
+    found = dict.fromkeys(_VOCABULARY, fits["vocab_size"])
+    found |= dict.fromkeys(_CONTEXT, fits["max_seq_length"])
+    return settings | {k: v for k, v in found.items() if k in known and k not in settings}
+
+
+def accepted(
+    module: ModuleType, make: Callable[..., nn.Module], settings: dict[str, Any]
+) -> list[str]:
+    """The names of all settings that the class, or its config, takes."""
+    names: list[str] = []
+    for name, parameter in _parameters(make).items():
+        holder = _config_of(module, make, parameter, settings.get(name))
+        names += [name] if holder is None else holder.names
+    return names
 
 
 @dataclass

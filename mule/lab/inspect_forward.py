@@ -74,6 +74,8 @@ def check_forward(subject: Subject) -> Outcome:
         "gives": _described(given),
         "called_with": ", ".join(["ids", *subject.keywords]),
         "vocab_size": logits.shape[-1],
+        "keywords": subject.keywords,
+        "arguments": list(known),
     }
     if further:
         outcome.add(
@@ -120,7 +122,8 @@ def check_shapes(subject: Subject) -> Outcome:
     """Run forward at several numbers of rows and tokens, and see that rows keep to themselves."""
     outcome = Outcome()
     ran = []
-    for rows, tokens in _SHAPES:
+    whole = [(1, subject.most_tokens)] if subject.most_tokens else []
+    for rows, tokens in (*_SHAPES, *whole):
         try:
             with torch.no_grad():
                 subject.logits(subject.ids(rows, tokens))

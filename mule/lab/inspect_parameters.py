@@ -44,6 +44,7 @@ def check_parameters(subject: Subject) -> Outcome:
         "active_params": round(total - inactive),
         "active_params_without_embeddings": round(total - embedding - inactive),
         "tied_embeddings": _tied(subject),
+        "head_params": _head_params(subject),
         "how_counted": f"gradients of {_TOKENS} single tokens; the embedding counts whole",
         "dtypes": ", ".join(sorted({str(one.dtype)[6:] for one in weights.values()})),
     }
@@ -214,6 +215,16 @@ def _tied(subject: Subject) -> bool:
         isinstance(one, nn.Linear) and one.weight.data_ptr() == embedding.weight.data_ptr()
         for one in subject.model.modules()
     )
+
+
+def _head_params(subject: Subject) -> int:
+    """Of the last matrix that gives as many values as there are tokens; 0 where none does."""
+    heads = [
+        one.weight.numel()
+        for one in subject.model.modules()
+        if isinstance(one, nn.Linear) and one.out_features == subject.vocab_size
+    ]
+    return heads[-1] if heads else 0
 
 
 def _tell_head(subject: Subject, outcome: Outcome) -> None:

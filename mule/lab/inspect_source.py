@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mule.errors import UserError
+
 _WAITS = {
     "item": (".item() waits for the value", "keep the tensor, of no dimension"),
     "tolist": (".tolist() waits for the values", "keep the tensor; index with it"),
@@ -29,6 +31,36 @@ class Remark:
     kind: str
     found: str
     change: str
+
+
+def named_class(module: str, *, before: str = "mule lab check ") -> tuple[Path, str]:
+    """The file and the class of FILE.py:Class; nothing is run.
+
+    Raises UserError, whose hint has `before` in front of what to write.
+    """
+    path, separator, name = module.rpartition(":")
+    file = Path(path if separator else module)
+    if file.suffix != ".py" or not file.is_file():
+        raise UserError(
+            f"{file}: no such Python file", f"give a file and a class: {before}model.py:GPT"
+        )
+    if not separator or not name:
+        classes = _classes(file)
+        shown = ", ".join(classes) or "none"
+        raise UserError(
+            f"{file}: which class? It defines {shown}",
+            f"name it behind a colon: {before}{file}:{classes[-1] if classes else 'CLASS'}",
+        )
+    return file, name
+
+
+def _classes(file: Path) -> list[str]:
+    """The classes of a file that derive from something."""
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError):
+        return []
+    return [node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.bases]
 
 
 def remarks(file: Path, classes: list[str]) -> list[Remark]:

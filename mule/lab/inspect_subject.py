@@ -61,9 +61,11 @@ class Subject:
     vocab_size: int
     keywords: dict[str, Any] = field(default_factory=dict)  # role of each further argument
     token_embedding: nn.Embedding | None = None
+    most_tokens: int | None = None  # of a row, where that is known
 
     def ids(self, rows: int, tokens: int, seed: int = 0) -> torch.Tensor:
-        """Random token ids (rows, tokens), the same for the same seed."""
+        """Random token ids (rows, tokens), the same for the same seed; rows are cut to `most_tokens`."""
+        tokens = min(tokens, self.most_tokens or tokens)
         generator = torch.Generator().manual_seed(seed)
         return torch.randint(0, self.vocab_size, (rows, tokens), generator=generator)
 
@@ -101,9 +103,9 @@ def _filled(role: Any, ids: torch.Tensor) -> Any:
     if role == "targets":
         return ids
     if role == "positions":
-        return torch.arange(ids.shape[1]).expand_as(ids)
+        return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     if role == "places":  # (T,), as gpt-fast and LitGPT have input_pos
-        return torch.arange(ids.shape[1])
+        return torch.arange(ids.shape[1], device=ids.device)
     if role == "ones":
         return torch.ones_like(ids)
     return role

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from mule.config.search import searched_keys
 from mule.errors import UserError
 from mule.lab.records import Result, Row, Study, asked_names, read_settings
+from mule.lab.techniques import own_module
 
 # Settings that a comparison of architectures must not change beside the architecture.
 _SAME_SECTIONS = ("data", "tokenizer", "optim")
 _SAME_OF_TRAIN = ("steps", "epochs", "step_tokens", "step_rows", "step_examples", "dropout", "ema")
 _SAME_SIZE = 0.03  # twice the solver's tolerance for small models and mixtures
-_NEARLY = 0.01  # a few refused updates are no other budget
+_NEARLY = 0.01  # of the tokens of a run: what its last rows lack is no other budget
 
 
 def refuse_incomparable(study: Study) -> None:
@@ -21,7 +23,7 @@ def refuse_incomparable(study: Study) -> None:
     _refuse_strangers(study)
     for size in study.sizes:
         own = [result for result in study.results if result.size == size]
-        _refuse_unequal(own, "was trained on", lambda r: r.record["tokens"], _NEARLY)
+        _refuse_unequal(own, "was trained on", _tokens_given, _NEARLY)
         _refuse_unequal(own, "was tested on", lambda r: r.record["test"].get("num_tokens"), 0.0)
     tokenizers = {lineage.get("tokenizer") for lineage in study.lineages.values()} - {None}
     if len(tokenizers) > 1:
@@ -55,9 +57,15 @@ def what_is_missing(study: Study) -> list[str]:
         kinds.append(("decoding", study.decode))
     if study.asked.get("compile_table") or study.compiled:
         kinds.append(("compiling", study.compiled))
+    if searched_keys(study.asked.get("search") or {}):
+        kinds.append(("the search", study.searches))
     for kind, measured in kinds:
-        if lost := [arm.name for arm in study.arms if arm.file_stem not in measured]:
-            found.append(f"{kind}: not measured for {_listed(lost)}")
+        if lost := [arm for arm in study.arms if arm.file_stem not in measured]:
+            names = [
+                f"{arm.name} (its own module)" if own_module(arm, study.asked) else arm.name
+                for arm in lost
+            ]
+            found.append(f"{kind}: not measured for {_listed(names)}")
     return found
 
 
@@ -68,9 +76,16 @@ def what_differs(study: Study) -> list[str]:
         for key, values in _differing_settings(study).items()
     ]
     found += _different_sizes(study)
-    tokens = sorted({result.record["tokens"] for result in study.results})
+    found += [
+        f"{arm.name}, a module of its own, is not told where documents begin, and sees across those of "
+        "a row; the other variants do not"
+        for arm in study.arms
+        if study.shapes.get(arm.file_stem, {}).get("across_documents")
+    ]
+    tokens = sorted({_tokens_given(result) for result in study.results})
     if len(tokens) > 1 and len(study.sizes) == 1:
         found.append(f"tokens of a run differ a little: {tokens[0]:,} to {tokens[-1]:,}")
+    found += _lost_updates(study)
     machines = {
         (machine.get("cpu"), machine.get("cores"))
         for lineage in study.lineages.values()
@@ -108,6 +123,11 @@ def _refuse_strangers(study: Study) -> None:
                 f"({_listed(names)}): two campaigns are mixed in this folder",
                 "move the results of the other campaign away",
             )
+
+
+def _tokens_given(result: Result) -> float:
+    """Tokens of all updates, of those too that taught nothing; as many as trained where unknown."""
+    return result.record.get("tokens_given") or result.record["tokens"]
 
 
 def _refuse_unequal(
@@ -160,6 +180,21 @@ def _different_sizes(study: Study) -> list[str]:
     return found
 
 
+def _lost_updates(study: Study) -> list[str]:
+    """The variants that learned from less than they were given."""
+    told = []
+    for arm in study.arms:
+        shares = [result.record["tokens"] / _tokens_given(result) for result in arm.results]
+        if min(shares) < 1:
+            told.append(f"{arm.name} {_listed(f'{share:.1%}' for share in shares)}")
+    if not told:
+        return []
+    return [
+        "updates taught nothing that were refused as spikes, or undone by a return to earlier weights "
+        f"(optim.max_spike); learned from, of the tokens given: {'; '.join(told)}"
+    ]
+
+
 def _differing_settings(study: Study) -> dict[str, set[str]]:
     """Dotted keys that variants of one size and seed have otherwise, with their values."""
     cells: dict[tuple[int, str], list[Row]] = {}
@@ -172,9 +207,8 @@ def _differing_settings(study: Study) -> dict[str, set[str]]:
             values = {str(settings.get(key)) for settings in runs}
             if len(values) > 1:
                 differing.setdefault(key, set()).update(values)
-    if (study.asked.get("search") or {}).get("learning_rates"):
-        for key in ("optim.learning_rate", "optim.min_learning_rate"):
-            differing.pop(key, None)
+    for key in searched_keys(study.asked.get("search") or {}):
+        differing.pop(key, None)
     return differing
 
 

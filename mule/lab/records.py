@@ -86,9 +86,10 @@ class Study:
     folder: Path
     asked: Row  # campaign.yaml, as it was run; empty when it is not there
     arms: tuple[Arm, ...]  # by size, in the campaign's order
-    shapes: dict[str, Row]  # by the arm's file stem, as are the next two
+    shapes: dict[str, Row]  # by the arm's file stem, as are the next three
     decode: dict[str, Row]
     compiled: dict[str, Row]
+    searches: dict[str, Row]  # what each searched of its settings
     lineages: dict[str, Row]  # of each result's run, by the file's stem
 
     @property
@@ -136,6 +137,7 @@ def read_study(folder: Path) -> Study:
         {row["variant"]: row for row in shapes if isinstance(row, dict) and "variant" in row},
         _read_named(folder / "decode"),
         _read_named(folder / "compile"),
+        _searches(folder / "search"),
         {r.file.stem: _read_optional(r.run / "lineage.json", {}) for r in results if r.run},
     )
 
@@ -211,6 +213,12 @@ def _read_optional(file: Path, default: Any) -> Any:
 
 def _read_named(folder: Path) -> dict[str, Row]:
     return {file.stem: fsio.read_json(file) for file in sorted(folder.glob("*.json"))}
+
+
+def _searches(folder: Path) -> dict[str, Row]:
+    """What each variant's search tried and chose; the results of its tries lie beside it."""
+    found = _read_named(folder).items()
+    return {name: row for name, row in found if isinstance(row.get("chosen"), dict)}
 
 
 def _arms(results: list[Result], asked: Row) -> tuple[Arm, ...]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mule import fsio, progress
-from mule.lab.document import Document, Section, to_markdown
+from mule.lab.document import Document, Section, Table, to_markdown
 from mule.lab.findings import Evidence, gather
 from mule.lab.page import to_page
 from mule.lab.record_checks import refuse_incomparable
 from mule.lab.records import read_study
 from mule.lab.report_experts import experts
 from mule.lab.report_losses import curves, ranking, sizes, techniques
+from mule.lab.report_search import search
 from mule.lab.report_setting import in_short, limits, missing, question, setup, shapes
 from mule.lab.report_speed import compiling, decoding, stability, training
+from mule.lab.wording import MISSING, UNKNOWN
 
 FIGURES = "report-figures"  # the folder of the pictures that report.md shows
 
@@ -54,6 +58,7 @@ def build(evidence: Evidence) -> Document:
         in_short(evidence),
         question(evidence),
         setup(evidence),
+        search(evidence),
         shapes(evidence),
         ranking(evidence),
         techniques(evidence),
@@ -72,8 +77,24 @@ def build(evidence: Evidence) -> Document:
         f"{len(study.variants)} variants, seeds {', '.join(map(str, study.seeds))}, {count} trained "
         "models. Every number and plot is computed from the campaign's records by mule lab report."
     )
-    kept = [section for section in sections if section is not None]
+    own = evidence.found["own_modules"]
+    kept = [_with_unknown(section, own) for section in sections if section is not None]
     return Document(f"Architectures compared: {name}", subtitle, kept)
+
+
+def _with_unknown(section: Section, own: list[str]) -> Section:
+    """What a table lacks of a module of the user's is not missing: nobody can know it."""
+
+    def told(row: Sequence[str]) -> Sequence[str]:
+        return [UNKNOWN if cell == MISSING else cell for cell in row] if row[0] in own else row
+
+    blocks = [
+        replace(block, rows=[told(row) for row in block.rows])
+        if isinstance(block, Table)
+        else block
+        for block in section.blocks
+    ]
+    return replace(section, blocks=blocks)
 
 
 def _remove_old_figures(folder: Path, kept: set[str]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from mule.config.search import searched_keys
 from mule.lab.document import Block, Items, Section, Table, Text
 from mule.lab.findings import Evidence
 from mule.lab.records import Arm, Row
-from mule.lab.techniques import ATTENTION, MIXERS, contrasts, traits_of
+from mule.lab.techniques import ATTENTION, MIXERS, contrasts, own_module, traits_of
 from mule.lab.wording import MISSING, counted, number, plus_minus, short
 from mule.plan.starvation import FEWEST_UPDATES
 
@@ -69,6 +70,7 @@ def setup(evidence: Evidence) -> Section:
     study = evidence.study
     result = study.results[0].record
     settings = next((arm.settings for arm in study.arms if arm.settings), {})
+    searched = searched_keys(study.asked.get("search") or {})
     rows = [["tokens of a run", _spread([r.record["tokens"] for r in study.results])]]
     rows.append(["updates of a run", _spread([r.record["steps"] for r in study.results])])
     rows.append(["tokens per update", _per_update(result)])
@@ -79,17 +81,18 @@ def setup(evidence: Evidence) -> Section:
     rows.append(
         ["validation set", f"{number((result.get('valid') or {}).get('num_tokens'))} tokens"]
     )
-    rows += [[called, _shown(settings, key)] for key, called in _SHOWN_SETTINGS]
+    rows += [
+        [called, "searched" if key in searched else _shown(settings, key)]
+        for key, called in _SHOWN_SETTINGS
+    ]
     rows += [["machine", _machine(evidence)], ["software", _software(evidence)]]
     told = (
         "Every variant saw the same tokens in the same order, with the same tokenizer, sequence "
         "length, tokens per update and optimizer; a seed sets the initial weights and the order of "
         "the data, and is the same seed in every variant, which makes the comparisons paired."
     )
-    if (study.asked.get("search") or {}).get("learning_rates"):
-        told += (
-            " The learning rate was searched for each variant apart, with short runs of one seed."
-        )
+    if searched:
+        told += " What was searched for each variant apart is in the next section."
     if any(result.run is None for result in study.results):
         told += " Runs whose folder is missing could not be checked for that."
     if evidence.found["warnings"]:
@@ -130,9 +133,11 @@ def limits(evidence: Evidence) -> Section:
         )
     else:
         items.append("Tokens per parameter are not known: the results lack active_params.")
+    is_searched = bool(searched_keys(study.asked.get("search") or {}))
+    others = "optimizer settings that were not searched" if is_searched else "optimizer settings"
     items.append(
         f"{counted(len(study.seeds), 'seed')} of initial weights and data order. Other data, "
-        "tokenizers and optimizer settings are not varied, and no interval here speaks of them."
+        f"tokenizers and {others} are not varied, and no interval here speaks of them."
     )
     sizes = ", ".join(found["sizes"]) or short(study.arms[0].shape.get("active_params"))
     items.append(f"Sizes: {sizes} active parameters. What holds at one size need not at another.")
@@ -292,6 +297,8 @@ def _shape_notes(evidence: Evidence, arm: Arm) -> list[str]:
 
 
 def _made_of(evidence: Evidence, arm: Arm) -> str:
+    if module := own_module(arm, evidence.study.asked):
+        return f"a module of its own, {module}"
     traits = traits_of(arm, evidence.study.asked)
     if traits is None:
         return MISSING

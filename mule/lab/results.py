@@ -1,4 +1,4 @@
-"""The result of a run as a file, the rate that a search chose, and the table of a campaign."""
+"""The result of a run as a file, and the table of a campaign."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 from mule import fsio
 from mule.config.schema import Recipe
-from mule.errors import CheckFailed
 from mule.lab.campaign import Folder, Job, Plan
 from mule.lab.training import trained_seconds, training_figures
 from mule.run import Run
@@ -22,47 +21,22 @@ def result_of(job: Job, run: Run, recipe: Recipe, shape: dict[str, Any]) -> dict
     """All figures of a finished run; `shape` is its row of `mule lab shapes`."""
     measured = fsio.read_json(run.folder / "held_out.json")
     rows = run.metrics()
+    tokens = sum(row["num_targets"] for row in rows)
     return {
         "variant": job.variant,
         "seed": job.seed,
         "size": job.size,
         "run": str(run.folder),
-        "tokens": sum(row["num_targets"] for row in rows),
+        "tokens": tokens,
+        "tokens_given": round(tokens / len(rows) * measured["step"]),  # of refused updates too
         "steps": measured["step"],
         "seconds": trained_seconds(run),
         "shape": {key: shape[key] for key in _SHAPE},
         **{name: measured[name] for name in ("valid", "test") if name in measured},
         "train": training_figures(run),
         "learning_rate": recipe.optim.learning_rate,
+        "weight_decay": recipe.optim.weight_decay,
     }
-
-
-def chosen_rate(folder: Folder, plan: Plan, job: Job) -> float:
-    """The learning rate with the lowest validation loss among the tries of the job's variant.
-
-    The tries of all rates are written to search/<variant>.json.
-    """
-    tries = [other for other in plan.tries(job.variant) if other.shape == job.shape]
-    found = [fsio.read_json(folder.result(t)) for t in tries if folder.result(t).is_file()]
-    if not found:
-        raise CheckFailed(
-            f"{job.shape}: no try of its learning-rate search has ended",
-            f"see {folder.path / 'logs'} for the causes; or set optim.learning_rate and remove search",
-        )
-    best = min(found, key=lambda row: row["valid"]["loss"])
-    rows = [
-        {
-            "learning_rate": row["learning_rate"],
-            "valid_loss": row["valid"]["loss"],
-            "run": row["run"],
-        }
-        for row in found
-    ]
-    table = {"variant": job.variant, "size": job.size, "tokens": best["tokens"], "rows": rows}
-    fsio.write_json(
-        folder.per_shape("search", job.shape), table | {"chosen": best["learning_rate"]}
-    )
-    return best["learning_rate"]
 
 
 def table(folder: Folder, plan: Plan) -> list[dict[str, Any]]:

@@ -48,12 +48,23 @@ def contrasts(study: Study) -> list[Contrast]:
 
 
 def traits_of(arm: Arm, asked: dict[str, Any]) -> Traits | None:
-    """From campaign.yaml, else from the settings of its run; None when neither tells."""
+    """From campaign.yaml, else from the settings of its run; None when neither tells, and of a module
+    of the user's."""
     variants = asked.get("variants")
+    if own_module(arm, asked) is not None:
+        return None
     if isinstance(variants, dict) and arm.variant in variants:
         return _asked_traits(variants[arm.variant] or {})
     model = arm.settings.get("model")
     return _trained_traits(model) if isinstance(model, dict) else None
+
+
+def own_module(arm: Arm, asked: dict[str, Any]) -> str | None:
+    """FILE.py:Class of a variant that is a module of the user's; None of others."""
+    variants = asked.get("variants")
+    of_variant = variants.get(arm.variant) if isinstance(variants, dict) else None
+    told = of_variant if isinstance(of_variant, dict) else arm.settings.get("model")
+    return told.get("module") if isinstance(told, dict) else None
 
 
 def _asked_traits(variant: dict[str, Any]) -> Traits:

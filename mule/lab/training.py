@@ -21,14 +21,16 @@ def training_figures(run: Run) -> dict[str, Any]:
 
     tokens_per_second and share_of_peak are medians over the run's updates (each row is a mean over
     20), without the first, which compiles; losses in nats a token; gradient norms before clipping.
+    The share is None where it is not known what a token costs.
     """
     rows = run.metrics()
     steady = rows[1:] or rows
     losses = [row["loss"] for row in rows]
     norms = [row["grad_norm"] for row in rows if row.get("grad_norm") is not None]
+    shares = [row["share_of_peak"] for row in steady if row["share_of_peak"] is not None]
     return {
         "tokens_per_second": statistics.median(row["tokens_per_second"] for row in steady),
-        "share_of_peak": statistics.median(row["share_of_peak"] for row in steady),
+        "share_of_peak": statistics.median(shares) if shares else None,
         "peak_memory_bytes": max(row["memory_bytes"] for row in rows),
         "final_loss": statistics.fmean(losses[-_RECENT:]),
         "max_grad_norm": max(norms, default=None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 MISSING = "missing"
+UNKNOWN = "not known"  # of a module of the user's
 _UNITS = (("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 

@@ -15,8 +15,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.nn import functional as F
 
-_silu_backward = torch.ops.aten.silu_backward
-
 
 def apply_experts(
     x: torch.Tensor,
@@ -91,16 +89,17 @@ def _experts(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y (N, D), and gate and up (S, 2 F) in the experts' order, which the backward pass needs.
 
-    `order` (S,) lists the assignments by expert, `ends` (E,) where the experts' parts end.
+    `order` (S,) lists the assignments by expert, `ends` (E,) where the experts' parts end. What is no
+    product is done for all experts at once.
     """
-    y, inner = torch.zeros_like(x), x.new_empty(len(order), gate_up.shape[1])
-    flat_weights = weights.flatten()
-    for expert, part, chosen, tokens in _parts(order, ends, weights.shape[1]):
-        both = torch.mm(x.index_select(0, tokens), gate_up[expert].T, out=inner[part])
-        gate, up = both.chunk(2, dim=-1)
-        hidden = F.silu(gate).mul_(up).mul_(flat_weights[chosen, None])
-        y.index_add_(0, tokens, hidden @ down[expert].T)
-    return y, inner
+    top_k, bounds = weights.shape[1], ends.tolist()
+    inner = x.new_empty(len(order), gate_up.shape[1])
+    _multiply(x.index_select(0, order // top_k), gate_up.transpose(1, 2), bounds, inner)
+    gate, up = inner.chunk(2, dim=-1)
+    hidden = F.silu(gate).mul_(up).mul_(weights.flatten()[order, None])
+    out = x.new_empty(len(order), x.shape[1])
+    _multiply(hidden, down.transpose(1, 2), bounds, out)
+    return _sum_by_token(out, order, top_k), inner
 
 
 @_experts.register_fake
@@ -114,26 +113,29 @@ def _backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of x, the weights, gate_up and down, for the `inputs` of `_experts`."""
     x, weights, order, ends, gate_up, down = inputs
-    grad_x, flat_weights = torch.zeros_like(x), weights.flatten()
-    grad_weights = torch.zeros_like(flat_weights)
+    top_k, bounds = weights.shape[1], ends.tolist()
+    tokens, factor = order // top_k, weights.flatten()[order, None]
+    gate, up = inner.chunk(2, dim=-1)
     grad_gate_up, grad_down = torch.empty_like(gate_up), torch.empty_like(down)
-    for idle in (ends.diff(prepend=ends.new_zeros(1)) == 0).nonzero().flatten().tolist():
-        grad_gate_up[idle], grad_down[idle] = 0.0, 0.0
-    width = gate_up.shape[1] // 2
-    for expert, part, chosen, tokens in _parts(order, ends, weights.shape[1]):
-        gate, up = inner[part].chunk(2, dim=-1)
-        activated, factor = F.silu(gate), flat_weights[chosen, None]
-        hidden, grad_rows = activated * up, grad_y.index_select(0, tokens)
-        grad_hidden = grad_rows @ down[expert]  # before the router's weight
-        grad_weights[chosen] = (grad_hidden * hidden).sum(-1)
-        torch.mm(grad_rows.T, hidden.mul_(factor), out=grad_down[expert])
-        grad_hidden.mul_(factor)
-        grad_inner = torch.empty_like(inner[part])
-        torch.mul(grad_hidden, activated, out=grad_inner[:, width:])
-        grad_inner[:, :width] = _silu_backward(grad_hidden.mul_(up), gate)
-        torch.mm(grad_inner.T, x.index_select(0, tokens), out=grad_gate_up[expert])
-        grad_x.index_add_(0, tokens, grad_inner @ gate_up[expert])
-    return grad_x, grad_weights.view_as(weights), grad_gate_up, grad_down
+    grad_inner, grad_hidden = torch.empty_like(inner), torch.empty_like(gate)
+    grad_gate, grad_up = grad_inner.chunk(2, dim=-1)  # room for other things first
+
+    grad_rows = grad_y.index_select(0, tokens)
+    _multiply(grad_rows, down, bounds, grad_hidden)  # before the router's weight
+    activated = torch.ops.aten.silu.out(gate, out=grad_up)
+    hidden = activated * up
+    grad_weights = torch.empty_like(weights)
+    grad_weights.view(-1)[order] = torch.mul(grad_hidden, hidden, out=grad_gate).sum(-1)
+    _multiply_transposed(grad_rows, hidden.mul_(factor), bounds, grad_down)
+    del grad_rows, hidden
+
+    grad_up.mul_(grad_hidden.mul_(factor))
+    torch.ops.aten.silu_backward.grad_input(grad_hidden.mul_(up), gate, grad_input=grad_gate)
+    del grad_hidden
+    rows = x.index_select(0, tokens)
+    _multiply_transposed(grad_inner, rows, bounds, grad_gate_up)
+    _multiply(grad_inner, gate_up, bounds, rows)
+    return _sum_by_token(rows, order, top_k), grad_weights, grad_gate_up, grad_down
 
 
 @_backward.register_fake
@@ -142,17 +144,36 @@ def _(grad_y, inner, inputs):  # type: ignore[no-untyped-def]
     return tuple(torch.empty_like(t) for t in (x, weights, gate_up, down))
 
 
-def _parts(
-    order: torch.Tensor, ends: torch.Tensor, top_k: int
-) -> Iterator[tuple[int, slice, torch.Tensor, torch.Tensor]]:
-    """Of each expert that has tokens: its number, its part of `order`, the assignments in it, and
-    their tokens. A GPU is waited for here, once."""
+def _multiply(
+    rows: torch.Tensor, matrices: torch.Tensor, bounds: Sequence[int], out: torch.Tensor
+) -> None:
+    """out (S, B): rows (S, A), each times its expert's of `matrices` (E, A, B); of no expert, 0."""
+    for expert, part in _parts(bounds):
+        torch.mm(rows[part], matrices[expert], out=out[part])
+    out[bounds[-1] :] = 0.0
+
+
+def _multiply_transposed(
+    left: torch.Tensor, right: torch.Tensor, bounds: Sequence[int], out: torch.Tensor
+) -> None:
+    """out (E, A, B): of each expert's rows, left (S, A) transposed times right (S, B)."""
+    for expert, part in _parts(bounds):
+        torch.mm(left[part].T, right[part], out=out[expert])
+
+
+def _parts(bounds: Sequence[int]) -> Iterator[tuple[int, slice]]:
+    """Each expert and its rows, none perhaps: a product of nothing is 0."""
     start = 0
-    for expert, end in enumerate(ends.tolist()):
-        if end > start:
-            chosen = order[start:end]
-            yield expert, slice(start, end), chosen, chosen // top_k
+    for expert, end in enumerate(bounds):
+        yield expert, slice(start, end)
         start = end
+
+
+def _sum_by_token(rows: torch.Tensor, order: torch.Tensor, top_k: int) -> torch.Tensor:
+    """(N, D): the sums of each token's rows (S, D), which are in the experts' order."""
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    return rows.index_select(0, place).view(-1, top_k, rows.shape[1]).sum(1)
 
 
 def _set_up(ctx, inputs, output):  # type: ignore[no-untyped-def]

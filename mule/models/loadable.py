@@ -17,6 +17,7 @@ from mule.models.pickled import PICKLE_SUFFIXES, convert_command
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+MODULE = "module.json"  # in place of config.json, where a campaign trained a module of the user's
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _FOREIGN = {".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".npz": "old MLX"}
@@ -58,6 +59,8 @@ def read_config(folder: Path | str) -> ModelConfig:
     """The model's shape from config.json; ModelError when it is missing or asks for the unknown."""
     file = Path(folder) / "config.json"
     if not file.is_file():
+        if (Path(folder) / MODULE).is_file():
+            raise _of_your_own(Path(folder))
         raise ModelError(
             f"{folder}: not a model folder (no config.json)",
             "give a folder with config.json, tokenizer.json and model.safetensors",
@@ -68,6 +71,16 @@ def read_config(folder: Path | str) -> ModelConfig:
     if quantization(raw):
         check_config(holdings_of(folder), raw)
     return family(raw["model_type"]).from_hf(raw)
+
+
+def _of_your_own(folder: Path) -> ModelError:
+    module = fsio.read_json(folder / MODULE)
+    return ModelError(
+        f"{folder}: the weights of a module of your own, {module['file']}:{module['name']}, which Mule "
+        "trains in a campaign and knows nothing else about",
+        "use them in your own code: load_state_dict(weights, strict=False), with the weights that "
+        f"safetensors.torch.load_file('{folder / WEIGHTS}') gives",
+    )
 
 
 def check_loadable(holdings: Holdings, raw: Mapping[str, Any] | None) -> None:

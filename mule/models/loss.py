@@ -122,6 +122,23 @@ def nll_sum(
     return total
 
 
+def nll_sum_of_logits(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    kernel: Kernel = softmax_nll_,
+    grad_scale: float = 1.0,
+) -> torch.Tensor:
+    """`nll_sum` of logits (B, T, V) that are there already, and stay as they are."""
+    logits, targets = logits.flatten(0, 1), targets.flatten()
+    if torch.is_grad_enabled() and logits.requires_grad:
+        scale = None if grad_scale == 1.0 else logits.new_full((), grad_scale, dtype=torch.float32)
+        return _LogitsNLL.apply(logits, targets, kernel, scale)
+    total = logits.new_zeros((), dtype=torch.float32)
+    for part, goals in _in_chunks(logits, targets):
+        total += kernel(part.clone(), goals, None)
+    return total
+
+
 def nll_of_targets(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None
 ) -> torch.Tensor:
@@ -130,16 +147,29 @@ def nll_of_targets(
     hidden (B, T, E), weight (V, E), targets (B, T). Only the rows of those targets are computed.
     """
     chosen = targets != IGNORE
-    goals, num_rows = targets[chosen], max(1, _CACHED_LOGITS // len(weight))
     found = [hidden.new_zeros(0, dtype=torch.float32)]
-    for part, ids in zip(hidden[chosen].split(CHUNK_TOKENS), goals.split(CHUNK_TOKENS)):
-        logits = part @ weight.T
-        for few, aims in zip(logits.split(num_rows), ids.split(num_rows)):
-            scores = few.float()
-            if softcap is not None:
-                scores = (scores / softcap).tanh() * softcap
-            found.append(F.cross_entropy(scores, aims, reduction="none"))
+    for part, goals in zip(hidden[chosen].split(CHUNK_TOKENS), targets[chosen].split(CHUNK_TOKENS)):
+        found += _nll_of_rows(part @ weight.T, goals, softcap)
     return torch.cat(found)
+
+
+def nll_of_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """`nll_of_targets` of logits (B, T, V) that are there already."""
+    chosen = targets != IGNORE
+    none = logits.new_zeros(0, dtype=torch.float32)
+    return torch.cat([none, *_nll_of_rows(logits[chosen], targets[chosen], None)])
+
+
+def _nll_of_rows(
+    logits: torch.Tensor, goals: torch.Tensor, softcap: float | None
+) -> Iterator[torch.Tensor]:
+    """-log p of each row's goal, a few rows at once."""
+    num_rows = max(1, _CACHED_LOGITS // logits.shape[-1])
+    for few, aims in zip(logits.split(num_rows), goals.split(num_rows)):
+        scores = few.float()
+        if softcap is not None:
+            scores = (scores / softcap).tanh() * softcap
+        yield F.cross_entropy(scores, aims, reduction="none")
 
 
 def _chunks(
@@ -182,3 +212,28 @@ class _ChunkedNLL(torch.autograd.Function):
         del ctx.gradients
         scaled = (g if g is None else g.mul_(grad_total) for g in (grad_hidden, grad_weight))
         return (*scaled, None, None, None)
+
+
+def _in_chunks(
+    logits: torch.Tensor, targets: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Views of logits (N, V) and targets (N,), some rows at once."""
+    size = CHUNK_TOKENS if logits.device.type == "cpu" else _DEVICE_CHUNK_TOKENS
+    return zip(logits.split(size), targets.split(size))
+
+
+class _LogitsNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, targets, kernel, grad_scale):  # type: ignore[override]
+        gradient = logits.clone(memory_format=torch.contiguous_format)
+        total = logits.new_zeros((), dtype=torch.float32)
+        for part, goals in _in_chunks(gradient, targets):
+            total += kernel(part, goals, grad_scale)
+        ctx.gradient = gradient
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_total):  # type: ignore[override]
+        gradient = ctx.gradient
+        del ctx.gradient
+        return gradient.mul_(grad_total), None, None, None

@@ -68,10 +68,7 @@ class _Frame:
 
     @property
     def quantity(self) -> str:
-        if self.budget.mode == "flops_per_token":
-            return "FLOPs per token"
-        without = self.budget.counted == "without_embeddings"
-        return "active parameters" + (" without embeddings" if without else "")
+        return counted(self.budget)
 
     @property
     def active_params(self) -> float:
@@ -80,10 +77,8 @@ class _Frame:
 
     def tolerance(self, variant: VariantSection) -> float:
         """Greatest share by which a variant may miss the target."""
-        if self.budget.tolerance is not None:
-            return self.budget.tolerance
         is_dense = variant.mixer == "attention" and variant.num_experts is None
-        return 0.005 if is_dense and self.active_params >= _LARGE else 0.015
+        return tolerance(self.budget, self.active_params, is_dense=is_dense)
 
 
 @dataclass(frozen=True)
@@ -97,6 +92,21 @@ class _Fit:
     def width(self) -> int:
         """Of the feed-forward layer, or of an expert."""
         return self.config.intermediate_size
+
+
+def counted(budget: BudgetSection) -> str:
+    """What a budget counts, in words."""
+    if budget.mode == "flops_per_token":
+        return "FLOPs per token"
+    without = budget.counted == "without_embeddings"
+    return "active parameters" + (" without embeddings" if without else "")
+
+
+def tolerance(budget: BudgetSection, active_params: float, *, is_dense: bool) -> float:
+    """Greatest share by which a model of about so many parameters may miss the budget."""
+    if budget.tolerance is not None:
+        return budget.tolerance
+    return 0.005 if is_dense and active_params >= _LARGE else 0.015
 
 
 def solve(

@@ -111,6 +111,14 @@ def _router_bytes(c: ModelConfig, size: int) -> float:
     return cast + 12 * c.moe.num_experts + 40 * c.moe.experts_per_token
 
 
+def experts_work_bytes(c: ModelConfig, layer: int, size: int) -> int:
+    """What the experts' one operation makes of a token in its backward pass, beside what it returns:
+    the gradients of both projections, the activated product, and its gradient."""
+    if c.moe is None or not c.has_experts(layer):
+        return 0
+    return 4 * size * c.moe.experts_per_token * c.moe.intermediate_size
+
+
 def _mamba_bytes(m: MambaConfig, size: int) -> float:
     """What the input projection gives, what the convolution makes of it, and the recurrence's own.
 

@@ -154,6 +154,7 @@ def _learns_alike(recipe: Recipe, other: Recipe) -> bool:
         return (
             one.tokenizer,
             one.model.path,
+            one.model.module,
             one.adapter.kind,
             one.data.valid,
             one.data.format,

@@ -17,6 +17,7 @@ from mule.models.config import ModelConfig
 from mule.plan.block_memory import (
     adapted_matrices,
     block_bytes,
+    experts_work_bytes,
     linear_layers,
     norm_bytes,
     products_bytes,
@@ -119,9 +120,11 @@ def activation_bytes_per_token(
 
     `mask_length` is the row length where attention takes a mask (`mask_length`), else 0.
     """
-    blocks = (block_bytes(config, i, train, mask_length, adapter) for i in range(config.num_layers))
+    numbers, size = range(config.num_layers), width(str(train.precision))
+    block = max(block_bytes(config, i, train, mask_length, adapter) for i in numbers)
+    experts = max(experts_work_bytes(config, i, size) for i in numbers)
     kept = kept_bytes_per_token(config, train, checkpointing, mask_length, adapter)
-    return kept + _AT_WORK[checkpointing] * max(blocks)
+    return kept + _AT_WORK[checkpointing] * block + experts
 
 
 def kept_bytes_per_token(

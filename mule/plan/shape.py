@@ -18,6 +18,16 @@ _MAMBA = "state_size num_heads head_dim num_groups conv_kernel chunk_size dt_ran
 def new_model_config(recipe: Recipe, tokenizer_size: int) -> ModelConfig:
     """The shape of a model trained from scratch."""
     m = recipe.model
+    if m.module is not None:
+        file = m.module.rpartition(":")[0]
+        raise ConfigError(
+            [
+                f"model.module = {m.module}: only a campaign trains a module of your own: it measures "
+                "the module first, and needs your word to run its file"
+            ],
+            "make it a variant of a campaign (or go on with the one it has), and run that: mule lab run "
+            f"CAMPAIGN.yaml --module {file}",
+        )
     dimensions = (m.hidden_size, m.num_layers, m.num_heads if m.attends else 1)
     if m.size is None and None in dimensions:
         raise ConfigError(

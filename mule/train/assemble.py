@@ -21,10 +21,12 @@ from mule.data.recipe_rows import prepared_rows, with_share
 from mule.data.shards import Shards
 from mule.data.sources import Document, read
 from mule.errors import ConfigError, UserError
+from mule.models import cost
 from mule.models.config import ModelConfig
 from mule.models.decoder import Decoder
 from mule.models.folder import read_config
 from mule.models.hub import fetch_model, hub_repo
+from mule.models.own_model import OwnModel
 from mule.plan.micro_batch import fastest
 from mule.plan.mlx import one_chat_a_row
 from mule.plan.resolve import Facts, Resolved, resolve
@@ -38,7 +40,7 @@ from mule.train.compiler import set_up_compiler
 from mule.train.distributed import ALONE, Group, stable_number
 from mule.train.float8 import use_float8
 from mule.train.goal import check_goal_has_rows
-from mule.train.model import make_model
+from mule.train.model import Maker, make_model
 from mule.train.optim import Optimizer
 from mule.train.precision import DTYPES, check_fits_fp16, set_up_torch
 from mule.train.probe import measured_rates
@@ -75,16 +77,31 @@ class Parts:
         """Whether each process holds a share of the model, so that all must compute together."""
         return self.recipe.train.sharding in SHARDED
 
+    @property
+    def flops_per_token(self) -> float | None:
+        """Of one trained token; None of a module of the user's, whose cost nobody knows."""
+        if isinstance(self.model, OwnModel):
+            return None
+        length = self.train.shards.row_length
+        return cost.recipe_flops_per_token(self.config, self.recipe.adapter, length)
 
-def assemble(recipe: Recipe, run: Run, group: Group = ALONE) -> Parts:
-    """Build every part of the run; nothing of it depends on whether the run is resumed."""
+    @property
+    def draws_numbers(self) -> bool:
+        """Whether a pass in training may draw random numbers."""
+        dropout = self.recipe.adapter.lora.dropout or self.recipe.train.dropout
+        return bool(dropout) or isinstance(self.model, OwnModel)
+
+
+def assemble(recipe: Recipe, run: Run, group: Group = ALONE, maker: Maker | None = None) -> Parts:
+    """Build every part of the run, resumed or not alike; its model is what a `maker` makes, if any."""
     recipe, base_dir, asked_revision = pinned_base(recipe, run, group)
     tokenizer = group.after_first(lambda: _kept_tokenizer(recipe, run, base_dir))
     recipe = one_chat_a_row(_with_share(recipe, group))
     train_shards, valid_shards = group.after_first(
         lambda: prepared_rows(recipe.data, recipe.train.seed, tokenizer, run.folder.parent)
     )
-    config = read_config(base_dir) if base_dir else new_model_config(recipe, tokenizer.vocab_size)
+    given = maker(recipe) if maker else None
+    config = given.config if given else _config(recipe, base_dir, tokenizer)
     _check_fit(recipe, config, tokenizer)
     check_patience_has_rows(recipe, validates=valid_shards is not None)
     check_goal_has_rows(recipe, validates=valid_shards is not None)
@@ -105,7 +122,9 @@ def assemble(recipe: Recipe, run: Run, group: Group = ALONE) -> Parts:
     identity = identity_fingerprint(settings)
     _check_group(group, resolved.step_rows, (identity, train_shards.folder.name))
     kept_start = run.folder / "start"
-    model, optimizer = model_and_optimizer(settings, config, base_dir, group, kept_start=kept_start)
+    model, optimizer = model_and_optimizer(
+        settings, config, base_dir, group, kept_start=kept_start, given=given
+    )
     train = Loader(train_shards, resolved.step_rows, settings.train.seed)
     valid, base = None, _base(settings, base_dir)
     if valid_shards:
@@ -131,6 +150,12 @@ def assemble(recipe: Recipe, run: Run, group: Group = ALONE) -> Parts:
         asked_revision=asked_revision,
         warm_start=group.from_first(lambda: begun_with(kept_start)),
     )
+
+
+def _config(recipe: Recipe, base_dir: Path | None, tokenizer: Tokenizer) -> ModelConfig:
+    if base_dir is not None:
+        return read_config(base_dir)
+    return new_model_config(recipe, tokenizer.vocab_size)
 
 
 def _with_share(recipe: Recipe, group: Group) -> Recipe:
@@ -294,13 +319,14 @@ def model_and_optimizer(
     group: Group = ALONE,
     *,
     kept_start: Path | None = None,
+    given: Decoder | None = None,
 ) -> tuple[Decoder, Optimizer]:
     """What `train_step` works on, as the resolved recipe wants it; compiled when it says so.
 
-    `kept_start` is where the run keeps what its adapter begins with.
+    `kept_start` is where the run keeps what its adapter begins with, `given` a model made already.
     """
     set_up_torch(int(recipe.train.threads))
-    model = make_model(recipe, config, Start(base_dir, kept_start), group)
+    model = make_model(recipe, config, Start(base_dir, kept_start), group, given)
     if recipe.train.precision == "fp16":
         check_fits_fp16(model)
     elif recipe.train.precision == "fp8":
@@ -318,7 +344,11 @@ def model_and_optimizer(
         shard(model, dtype, recipe.train.device, group, hybrid=hybrid)
         return model, ShardedOptimizer(model, recipe.optim, compiled=compiled)
     model = model.to(recipe.train.device)
-    model.model.num_frozen = num_frozen_blocks(model)
+    if isinstance(model, OwnModel):
+        model.compute_in(dtype)
+        dtype = torch.float32
+    else:
+        model.model.num_frozen = num_frozen_blocks(model)
     return model, Optimizer(model, recipe.optim, dtype=dtype, compiled=compiled)
 
 

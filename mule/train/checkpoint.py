@@ -22,6 +22,7 @@ from mule.adapters.nf4 import QUANTIZED
 from mule.adapters.start import for_unchanged_base, trained_part
 from mule.errors import StorageError, UserError
 from mule.models.folder import model_state, save_model, weight_files
+from mule.models.own_model import OwnModel
 from mule.models.stored import Names
 from mule.models.tensor_file import open_tensors
 
@@ -93,6 +94,8 @@ def write_model(weights: dict[str, torch.Tensor], parts: Parts, out: Path) -> No
         save_lora(state, adapter.lora, str(base), out)
         quantized = QUANTIZED[adapter.lora.double_quant] if adapter.kind == "qlora" else None
         save_identity(base, identity, out, quantized=quantized)
+    elif isinstance(parts.model, OwnModel):
+        parts.model.write(weights, out)
     else:
         kept = {name: weights[name] for name in frozen}
         weights |= _unrounded(kept, parts.base[0], Names(parts.config))
@@ -108,7 +111,7 @@ def _unrounded(
     if base == Path() or all(tensor.dtype == torch.float32 for tensor in frozen.values()):
         return frozen
     exact = {name: torch.empty(tensor.shape) for name, tensor in frozen.items()}
-    _copy_into(names.stored(exact), *weight_files(base))
+    copy_into(names.stored(exact), *weight_files(base))
     return exact
 
 
@@ -122,23 +125,34 @@ def load_checkpoint(folder: Path, parts: Parts) -> int:
                 "bring the old one back, or start a new run from these weights: "
                 f"model.path={folder} and another name",
             )
-    weights, names = {}, Names(parts.config)
-    adapter = parts.recipe.adapter.kind != "none"
-    for name, tensor in parts.optimizer.master_weights().items():
-        weights |= lora_state({name: tensor}) if adapter else names.stored({name: tensor})
-    _copy_into(weights, *sorted(folder.glob("*model*.safetensors")))
+    if isinstance(parts.model, OwnModel):
+        parts.model.check_same(folder)
+    weights = _stored(parts.optimizer.master_weights(), parts)
+    copy_into(weights, *sorted(folder.glob("*model*.safetensors")))
     if (folder / _SHARES).is_dir():
         from mule.train.sharded import load_shares
 
         load_shares(parts.optimizer.moments(), folder / _SHARES)
     else:
-        _copy_into(parts.optimizer.moments(), folder / _MOMENTS)
+        copy_into(parts.optimizer.moments(), folder / _MOMENTS)
     _load_routing(parts, folder / _ROUTING)
     parts.optimizer.num_updates = state["num_updates"]
     parts.optimizer.refresh_working_weights()
     if parts.scaler:
         parts.scaler.load(state["loss_scale"])
     return state["step"]
+
+
+def _stored(masters: dict[str, torch.Tensor], parts: Parts) -> dict[str, torch.Tensor]:
+    """The masters, and what else a checkpoint has of the model, by their names in its files."""
+    if isinstance(parts.model, OwnModel):
+        return masters | parts.model.kept_buffers()
+    if parts.recipe.adapter.kind == "none":
+        return Names(parts.config).stored(masters)
+    weights: dict[str, torch.Tensor] = {}
+    for name, tensor in masters.items():
+        weights |= lora_state({name: tensor})
+    return weights
 
 
 def _routing(parts: Parts) -> dict[str, torch.Tensor]:
@@ -151,7 +165,7 @@ def _load_routing(parts: Parts, file: Path) -> None:
     balance = parts.model.balance
     if balance is not None:
         state = balance.empty_state()
-        _copy_into(state, file)
+        copy_into(state, file)
         balance.load(state, is_first=parts.group.is_first)
 
 
@@ -192,7 +206,7 @@ def _fingerprints(parts: Parts) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _copy_into(targets: dict[str, torch.Tensor], *files: Path) -> None:
+def copy_into(targets: dict[str, torch.Tensor], *files: Path) -> None:
     """Fill all targets from the files; StorageError names one that none of them holds."""
     missing = set(targets)
     for file in files:

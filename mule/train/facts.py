@@ -13,6 +13,7 @@ from typing import Any
 from mule import calibration, fsio, machine, progress
 from mule.data.audit import data_facts, label_facts
 from mule.doctor.history import FACTS
+from mule.models.own_model import OwnModel
 from mule.plan.estimate import update_seconds
 from mule.plan.fitted import fitted
 from mule.plan.hardware import this_machine
@@ -57,7 +58,8 @@ def planned(run: Run, parts: Parts) -> dict[str, Any]:
     Empty where this machine was not measured yet, or cannot be: then nothing is known to its error.
     With fewer threads than cores the time is that of all cores, times what is left out at most.
     """
-    if not calibration.is_known() or not parts.group.is_alone:
+    is_own = isinstance(parts.model, OwnModel)
+    if is_own or not calibration.is_known() or not parts.group.is_alone:
         return {}
     recipe = parts.recipe
     no_disk = calibration.Disk(math.inf, 0.0)  # an update writes nothing

@@ -15,7 +15,6 @@ from mule.adapters.effect import AdapterEffect
 from mule.adapters.trunk import remove_kept_rows
 from mule.batch import Batch
 from mule.errors import Interrupted
-from mule.models import cost
 from mule.plan.killed import killed_in_words
 from mule.plan.memory import adapter_bytes
 from mule.plan.schedule import learning_rate
@@ -87,9 +86,7 @@ class _Trainer:
 
     def __init__(self, run: Run, parts: Parts) -> None:
         self.run, self.parts, self.group, recipe = run, parts, parts.group, parts.recipe
-        row_length = parts.train.shards.row_length
-        flops = cost.recipe_flops_per_token(parts.config, recipe.adapter, row_length)
-        self.meter = Meter(flops, parts.matmul_peak_flops)
+        self.meter = Meter(parts.flops_per_token, parts.matmul_peak_flops)
         self.device = torch.device(recipe.train.device)
         self.rate = learning_rate(
             recipe.optim, int(recipe.optim.warmup_steps or 0), parts.resolved.num_steps
@@ -355,7 +352,7 @@ class _Trainer:
         cuts = self.group.cuts(len(rows), size, together=self.parts.is_sharded)
         parts = (rows[cut.start : cut.stop] for cut in cuts)
         batches = [self.parts.train.batch(part).to(self.device) for part in parts]
-        if not (recipe.adapter.lora.dropout or recipe.train.dropout):
+        if not self.parts.draws_numbers:
             return batches, []
         return batches, [stable_seed(recipe.train.seed, step, cut.start) for cut in cuts]
 

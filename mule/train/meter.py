@@ -41,7 +41,7 @@ class Clock(NamedTuple):
 class Meter:
     """Rates over the last updates, and the totals of this attempt."""
 
-    def __init__(self, flops_per_token: float, peak_flops: float) -> None:
+    def __init__(self, flops_per_token: float | None, peak_flops: float) -> None:
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
         self._window: deque[tuple[float, int, float]] = deque(maxlen=_WINDOW_STEPS)
         self.num_tokens = 0
@@ -60,8 +60,10 @@ class Meter:
         self.num_tokens += num_tokens
         self.train_s += duration_s
 
-    def rates(self) -> dict[str, float]:
+    def rates(self) -> dict[str, float | None]:
         """tokens_per_second, steps_per_second and share_of_peak over the window.
+
+        The latter is None where it is not known what a token costs.
 
         With them core_wait_share: the share of the time that was lost because others had the cores.
         """
@@ -70,19 +72,19 @@ class Meter:
         rates = self._rates(sum(n for _, n, _ in window), len(window), seconds)
         return rates | {"core_wait_share": sum(w for _, _, w in window) / max(seconds, 1e-9)}
 
-    def overall(self) -> dict[str, float]:
+    def overall(self) -> dict[str, float | None]:
         """The same over the whole attempt, without its first update."""
         tokens, seconds = self.num_tokens - self._first_tokens, self.train_s - self._first_s
         if tokens == 0:
             tokens, seconds = self.num_tokens, self.train_s
         return self._rates(tokens, 1, max(seconds, 1e-9))
 
-    def _rates(self, tokens: int, steps: int, seconds: float) -> dict[str, float]:
-        per_second = tokens / seconds
+    def _rates(self, tokens: int, steps: int, seconds: float) -> dict[str, float | None]:
+        per_second, flops = tokens / seconds, self._flops_per_token
         return {
             "tokens_per_second": per_second,
             "steps_per_second": steps / seconds,
-            "share_of_peak": per_second * self._flops_per_token / self._peak_flops,
+            "share_of_peak": None if flops is None else per_second * flops / self._peak_flops,
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 import torch
@@ -17,18 +18,29 @@ from mule.models import cost
 from mule.models.config import ModelConfig, Routing
 from mule.models.decoder import Decoder, empty_decoder
 from mule.models.folder import load_weights
+from mule.models.own_model import OwnModel
 from mule.plan.memory import adapter_bytes
 from mule.plan.shape import routing_of
 from mule.train.distributed import Group
 from mule.train.precision import DTYPES
 
+Maker = Callable[[Recipe], Decoder]  # of a model in the place of the one that the recipe describes
 
-def make_model(recipe: Recipe, config: ModelConfig, start: Start, group: Group) -> Decoder:
+
+def make_model(
+    recipe: Recipe,
+    config: ModelConfig,
+    start: Start,
+    group: Group,
+    given: Decoder | None = None,
+) -> Decoder:
     """The decoder in training mode, on the CPU: what is trained in fp32, as masters; what is frozen
-    in the working precision, or in 4 bits."""
+    in the working precision, or in 4 bits. `given` is one that a `Maker` made, new and in fp32."""
     train, adapter = recipe.train, recipe.adapter
     dtype = DTYPES[train.precision]
-    if adapter.engine == "mlx":
+    if given is not None:
+        model = given
+    elif adapter.engine == "mlx":
         model = _on_mlx(recipe, config, start)
     elif adapter.kind == "qlora":
         model = _quantized(recipe, config, start, dtype)
@@ -127,6 +139,8 @@ def _matches_nothing(pattern: str, model: Decoder) -> ConfigError:
 def _described(model: Decoder, recipe: Recipe) -> str:
     config = model.config
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if isinstance(model, OwnModel):
+        return f"model: {model.source.told}, {trained:,} weights trained"
     told = f"model: {config.family}, {cost.total_params(config):,} weights"
     if recipe.adapter.kind == "qlora":
         told += " (the blocks' matrices in 4 bits)"

@@ -23,7 +23,8 @@ _NOT_DECAYED = ("embed_tokens", ".conv1d.", *_FP32)
 def decays(name: str, parameter: torch.Tensor) -> bool:
     """Whether weight decay acts on a parameter: on matrices only, never on embeddings, nor on the
     convolutions and decays of state-space layers."""
-    return parameter.dim() >= 2 and not any(part in name for part in _NOT_DECAYED)
+    is_embedding = getattr(parameter, "is_embedding", False)  # of a module of the user's
+    return parameter.dim() >= 2 and not (is_embedding or any(part in name for part in _NOT_DECAYED))
 
 
 def stays_fp32(name: str) -> bool:

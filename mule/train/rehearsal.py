@@ -18,6 +18,7 @@ import torch
 from mule import fsio, machine, progress
 from mule.data.shards import Shards
 from mule.evaluate.loss import held_out_loss
+from mule.models.own_model import OwnModel, unchanged_buffers
 from mule.plan import memory
 from mule.plan.estimate import MARGIN, kept_checkpoints
 from mule.run import Run
@@ -75,7 +76,8 @@ def tried(run: Run, parts: Parts, rows_at_once: int) -> Tried:
     """Try the fullest rows and an evaluation now, whatever the estimate says."""
     began = time.perf_counter()
     devices = [parts.model.device] if parts.model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), progress.task("Trying the fullest rows", total=None):
+    unchanged = torch.random.fork_rng(devices), unchanged_buffers(parts.model)
+    with unchanged[0], unchanged[1], progress.task("Trying the fullest rows", total=None):
         _pass(parts, rows_at_once)
         if parts.valid is not None:
             held_out_loss(parts.model, islice(parts.valid, 1), len(parts.valid.labels))
@@ -137,6 +139,8 @@ def _why_not(parts: Parts, rows_at_once: int) -> str | None:
         return "the processes of a sharded run compute together"
     if recipe.adapter.engine == "mlx":
         return "mlx computes, and tells of memory itself"
+    if isinstance(parts.model, OwnModel):
+        return None  # nothing is known of what its activations take
     shards = parts.train.shards
     mask = memory.mask_length(shards.row_length, str(recipe.train.device), isolated=shards.isolated)
     kind = str(recipe.train.activation_checkpointing)

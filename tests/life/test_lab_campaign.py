@@ -138,8 +138,6 @@ def test_an_unknown_variant_or_task_is_told(made: Path) -> None:
     with pytest.raises(UserError, match="campaigns/new is not prepared") as caught:
         lab_run.run(FILE, ["name=new"], task=0)
     assert "mule lab run small.yaml name=new --slurm" in caught.value.hint
-    with pytest.raises(UserError, match=r"variants\.own\.module: a campaign trains Mule's own"):
-        lab_run.run(FILE, ["variants={own: {module: 'm.py:Net'}}"], dry_run=True)
 
 
 def test_an_array_has_a_task_for_each_run(made: Path) -> None:
@@ -149,8 +147,11 @@ def test_an_array_has_a_task_for_each_run(made: Path) -> None:
     assert 'srun mule lab run small.yaml name=array --task "$SLURM_ARRAY_TASK_ID"' in script
     assert found["gather"].endswith("mule lab run small.yaml name=array")
     search = ["name=other", "search.learning_rates=[1e-3, 1e-2]"]
-    with pytest.raises(UserError, match="cannot wait for the search"):
+    with pytest.raises(UserError, match="cannot wait for the search, of which 4 of 4 tries"):
         lab_run.run(FILE, search, slurm=True)
+    ahead = lab_run.run(FILE, search, dry_run=True)
+    assert ahead["tries"] == ahead["tries_to_do"] == 4 and ahead["steps_of_a_try"] == 2
+    assert ahead["tokens_in_all"] == (2 * 6 + 4 * 2) * 4 * 48
 
 
 # ---------------------------------------------------------------- killed, stopped, searched
@@ -185,6 +186,14 @@ def _when(folder: Path, run: str, step: int, process: subprocess.Popen[bytes]) -
         time.sleep(0.02)
 
 
+def _until_ended(folder: Path, run: str) -> None:
+    """Wait for the run to be gone with its campaign."""
+    deadline = time.monotonic() + 20
+    while Run.open(folder / FOLDER / "runs" / run).state() == "running":
+        assert time.monotonic() < deadline, "the run outlives its campaign"
+        time.sleep(0.05)
+
+
 def _all_of(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("mha-s0", "gqa-s0", "mha-s1", "gqa-s1"):
@@ -206,10 +215,7 @@ def test_a_killed_or_stopped_campaign_goes_on_to_the_same_bits(
     with _started(killed) as process:
         _when(killed, "gqa-s0", 5, process)
         process.kill()
-    deadline = time.monotonic() + 20
-    while Run.open(killed / FOLDER / "runs" / "gqa-s0").state() == "running":
-        assert time.monotonic() < deadline, "the run outlives its campaign"
-        time.sleep(0.05)
+    _until_ended(killed, "gqa-s0")
     with _started(killed) as process:
         _when(killed, "mha-s1", 5, process)
         process.send_signal(signal.SIGTERM)
@@ -232,14 +238,44 @@ def test_a_search_chooses_a_rate_for_each_variant(
     write_data(tmp_path)
     (tmp_path / FILE).write_text(CAMPAIGN + "search: {learning_rates: [1e-7, 1e-2], tokens: 768}\n")
     monkeypatch.chdir(tmp_path)
-    assert lab_run.run(FILE, [])["runs"] == "2 of 2"
+    found = lab_run.run(FILE, [])
+    assert found["runs"] == "2 of 2" and found["tries"] == "4 of 4"
     for name in ("mha", "gqa"):
         table = fsio.read_json(FOLDER / "search" / f"{name}.json")
-        assert table["chosen"] == 1e-2 and table["tokens"] == 768
+        assert table["chosen"] == {"learning_rate": 1e-2} and table["tokens"] == 768
         assert [row["learning_rate"] for row in table["rows"]] == [1e-7, 1e-2]
         assert _result(f"{name}-s0")["learning_rate"] == 1e-2
         tried = fsio.read_json(FOLDER / "runs" / f"search-{name}-lr0.01" / "held_out.json")
         assert "valid" in tried and "test" not in tried  # untouched until a run has ended
+
+
+@pytest.mark.slow
+def test_a_sampled_search_goes_on_with_the_same_tries(tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="the extra search is not installed")
+    text = CAMPAIGN.replace("  gqa: {attention: gqa, num_kv_heads: 1}\n", "")
+    text += (
+        "search: {trials: 5, learning_rate: [1e-4, 1e-1], weight_decay: [0.01, 1], tokens: 768}\n"
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        write_data(folder)
+        (folder / FILE).write_text(text)
+    _complete(whole)
+    with _started(killed) as process:
+        _when(killed, "search-mha-try02", 2, process)
+        process.kill()
+    _until_ended(killed, "search-mha-try02")
+    with _started(killed) as process:
+        _when(killed, "search-mha-try05", 1, process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 128 + signal.SIGINT
+    _complete(killed)
+    tables = [fsio.read_json(folder / FOLDER / "search" / "mha.json") for folder in (whole, killed)]
+    assert tables[0] == tables[1] and len(tables[0]["rows"]) == 5
+    results = [_result("mha-s0", folder / FOLDER) for folder in (whole, killed)]
+    assert results[0]["test"] == results[1]["test"]
+    assert results[0]["learning_rate"] == tables[0]["chosen"]["learning_rate"]
+    assert results[0]["weight_decay"] == tables[0]["chosen"]["weight_decay"]
 
 
 @pytest.mark.slow

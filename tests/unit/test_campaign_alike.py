@@ -31,7 +31,7 @@ def _other(**values: Any) -> Recipe:
 
 def test_the_model_and_the_seed_may_differ() -> None:
     other = _other(model__num_layers=3, train__seed=4)
-    check_recipes({"a": RECIPE, "b": other}, searched=False)
+    check_recipes({"a": RECIPE, "b": other}, searched=())
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,15 @@ def test_the_model_and_the_seed_may_differ() -> None:
 )
 def test_anything_else_that_differs_is_refused(values: dict[str, Any], key: str) -> None:
     with pytest.raises(CheckFailed, match=f"a and b cannot be compared: {key} is ") as caught:
-        check_recipes({"a": RECIPE, "b": _other(**values)}, searched=False)
+        check_recipes({"a": RECIPE, "b": _other(**values)}, searched=())
     assert "everything but the variant must be equal" in caught.value.hint
 
 
-def test_after_a_search_each_variant_has_its_own_rate() -> None:
-    check_recipes({"a": RECIPE, "b": _other(optim__learning_rate=0.2)}, searched=True)
+def test_after_a_search_each_variant_has_its_own_settings() -> None:
+    found = ("optim.learning_rate",)
+    check_recipes({"a": RECIPE, "b": _other(optim__learning_rate=0.2)}, searched=found)
+    with pytest.raises(CheckFailed, match=r"optim\.weight_decay is 0\.1 in one and 0\.2"):
+        check_recipes({"a": RECIPE, "b": _other(optim__weight_decay=0.2)}, searched=found)
 
 
 def _run(folder: Path, **lineage: Any) -> Run:

@@ -75,6 +75,47 @@ def test_a_campaign_is_its_own_keys_and_the_sections_of_a_recipe(tmp_path: Path)
         ("name: small", "evaluate: {patience: 3}", "evaluate.patience: runs that end early have"),
         ("name: small", "search: {learning_rates: [0.1]}", "one rate is no search"),
         ("name: small", "search: {tokens: 9}", "search.tokens: cannot take effect without"),
+        (
+            "name: small",
+            "search: {learning_rates: [0.1, 0.1]}",
+            "rates: one is listed twice; remove",
+        ),
+        (
+            "name: small",
+            "search: {trials: 1}",
+            "search.trials: expected a whole number of at least 2",
+        ),
+        ("name: small", "search: {trials: 5}", "search.trials: cannot take effect without a range"),
+        (
+            "name: small",
+            "search: {trials: 5, learning_rates: [0.1, 0.2]}",
+            "search.trials: cannot take effect beside search.learning_rates; remove one of the two",
+        ),
+        (
+            "name: small",
+            "search: {learning_rate: [0.1, 0.2]}",
+            "search.learning_rate: cannot take effect without search.trials; add how many, such as",
+        ),
+        (
+            "name: small",
+            "search: {trials: 5, weight_decay: [0.3, 0.3]}",
+            "search.weight_decay: 0.3 is not below 0.3; a range is two numbers, the lower one first",
+        ),
+        (
+            "name: small",
+            "search: {trials: 5, learning_rate: [1e-4]}",
+            "a range is two numbers, the lower one first, such as [1e-4, 1e-2]; here are 1",
+        ),
+        (
+            "name: small",
+            "search: {trials: 5, learning_rate: 0.1}",
+            "search.learning_rate: expected two numbers, the lower one first, such as [1e-4, 1e-2], fo",
+        ),
+        (
+            "name: small",
+            "search: {trials: 5, learning_rate: [0, 0.1]}",
+            "search.learning_rate: expected a number above 0 and at most 1, found 0",
+        ),
         ("name: small", "compile_table: 3", "compile_table: expected true or false, found 3"),
         (", valid_share: 0.1", "", "a campaign is judged on fixed validation files"),
         (", test_share: 0.2", "", "data.test is missing: the files of the test set"),
@@ -118,10 +159,48 @@ def test_overrides_are_checked_alike(tmp_path: Path, word: str, said: str) -> No
     assert said in _problems(tmp_path, CAMPAIGN, word)
 
 
-def test_a_search_takes_the_place_of_one_rate(tmp_path: Path) -> None:
-    text = CAMPAIGN + "optim: {learning_rate: 0.1}\nsearch: {learning_rates: [0.1, 0.2]}\n"
-    said = _problems(tmp_path, text)
-    assert "campaign.yaml:10: optim.learning_rate: cannot take effect beside" in said
+@pytest.mark.parametrize(
+    ("search", "optim", "said"),
+    [
+        (
+            "learning_rates: [0.1, 0.2]",
+            "learning_rate: 0.1",
+            "optim.learning_rate: cannot take effect",
+        ),
+        (
+            "trials: 5, learning_rate: [0.01, 0.1]",
+            "learning_rate: 0.1",
+            "optim.learning_rate: cannot take effect beside search, which finds it for each variant",
+        ),
+        (
+            "trials: 5, weight_decay: [0.01, 0.1]",
+            "weight_decay: 0.1",
+            "optim.weight_decay: cannot take effect beside search",
+        ),
+        (
+            "trials: 5, learning_rate: [1e-4, 0.1]",
+            "min_learning_rate: 1e-3",
+            "optim.min_learning_rate: 0.001 is above the lowest learning rate that search tries, 0.0001",
+        ),
+    ],
+)
+def test_a_search_takes_the_place_of_one_value(
+    tmp_path: Path, search: str, optim: str, said: str
+) -> None:
+    text = CAMPAIGN + f"optim: {{{optim}}}\nsearch: {{{search}}}\n"
+    assert f"campaign.yaml:10: {said}" in _problems(tmp_path, text)
+
+
+def test_a_search_finds_what_it_has_a_range_or_a_list_for(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(CAMPAIGN + "optim: {weight_decay: 0.2}\n")
+    words = ["search.trials=4", "search.learning_rate=[1e-4, 1e-2]"]
+    sampled = load_campaign(file, words).plan.search
+    assert sampled.searched == ("optim.learning_rate",)
+    assert sampled.ranges == {"optim.learning_rate": (1e-4, 1e-2)}
+    listed = load_campaign(file, ["search.learning_rates=[1e-2, 1e-3]"]).plan.search
+    assert listed.ranges == {"optim.learning_rate": (1e-3, 1e-2)}
+    assert load_campaign(file).plan.search.searched == ()
 
 
 @pytest.mark.parametrize(

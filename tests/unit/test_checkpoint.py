@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from mule.errors import StorageError
-from mule.train.checkpoint import _copy_into
+from mule.train.checkpoint import copy_into
 
 
 def test_every_tensor_is_filled_from_some_file(tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_every_tensor_is_filled_from_some_file(tmp_path: Path) -> None:
     for number, file in enumerate(files):
         save_file({f"w{number}": torch.full((3,), float(number + 1))}, file)
     targets = {"w0": torch.zeros(3), "w1": torch.zeros(3)}
-    _copy_into(targets, *files)
+    copy_into(targets, *files)
     assert targets["w0"].tolist() == [1.0] * 3 and targets["w1"].tolist() == [2.0] * 3
 
 
@@ -25,6 +25,6 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     save_file({"w0": torch.ones(3)}, file)
     with pytest.raises(StorageError) as caught:
-        _copy_into({"w0": torch.zeros(3), "exp_avg.w0": torch.zeros(3)}, file)
+        copy_into({"w0": torch.zeros(3), "exp_avg.w0": torch.zeros(3)}, file)
     assert caught.value.message == f"{tmp_path}: no file holds exp_avg.w0"
     assert caught.value.hint == "take an older checkpoint: remove this folder, and resume"

@@ -311,6 +311,23 @@ def test_opening_a_folder_that_is_not_whole(tmp_path: Path) -> None:
         open_shards(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["chat", "text"])
+def test_a_token_that_the_tokenizer_has_not(tmp_path: Path, kind: str) -> None:
+    """Damage below a running run, whose files were whole when it began."""
+    file = _chat_file(tmp_path) if kind == "chat" else tmp_path / "text.txt"
+    if kind == "text":
+        file.write_text("".join(DOCUMENTS), encoding="utf-8")
+    shards = prepare([file], TOKENIZER, max_seq_length=211, out_dir=tmp_path / "prepared")
+    Loader(shards, 1, 0).batch(np.arange(1))
+    with open(shards.folder / "tokens.bin", "r+b") as tokens:
+        tokens.seek(2 * 3)
+        tokens.write(b"\xff\xfe")
+    told = f"token 3 has the id 65,279, and the tokenizer {TOKENIZER.vocab_size} tokens: .* damaged"
+    with pytest.raises(StorageError, match=told) as failed:
+        Loader(shards, shards.num_rows, 0).batch(np.arange(shards.num_rows))
+    assert "delete the folder: it is made again" in failed.value.hint
+
+
 # ---------------------------------------------------------------- validation
 
 

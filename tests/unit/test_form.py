@@ -54,7 +54,7 @@ def test_every_setting_is_one_field_and_the_usual_ones_come_first() -> None:
     found = form.fields()
     assert [row["key"] for row in found["first"]] == list(form.FIRST)
     keys = [row["key"] for section in found["sections"] for row in section["fields"]]
-    assert sorted([*keys, *form.FIRST, "name", "extends"]) == sorted(knobs())
+    assert sorted([*keys, *form.FIRST, "name", *form.NOT_IN_A_FORM]) == sorted(knobs())
     names = "model tokenizer data train optim adapter checkpoint evaluate goal export"
     assert [section["name"] for section in found["sections"]] == names.split()
 
@@ -135,6 +135,7 @@ def test_problems_are_those_of_the_loader_at_their_fields(work: Path) -> None:
         "train.seed": ["1"],
         "adapter.lora.s": "1",
         "extends": "x",
+        "model.module": "own.py:GPT",
     }
     found = form_recipe.check({**TINY, **wrong})
     assert not found["ok"] and found["recipe"] == ""
@@ -145,6 +146,7 @@ def test_problems_are_those_of_the_loader_at_their_fields(work: Path) -> None:
     assert at(found, "train.seed") == "a text is needed"
     assert "adapter.lora.s: no such key; did you mean `adapter.lora.r`?" in at(found, "")
     assert at(found, "extends").startswith("a form holds the settings themselves")
+    assert at(found, "model.module").startswith("only a campaign trains a module of your own")
     found = form_recipe.check({**TINY, "train.epochs": "1"})
     assert at(found, "train.epochs") == (
         "train.steps says it already; keep one of steps, epochs, tokens"

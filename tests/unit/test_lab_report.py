@@ -195,6 +195,58 @@ def test_few_updates_and_other_settings_are_warned_of(tmp_path: Path) -> None:
     assert "optim.weight_decay is not the same for all variants: 0.1, 0.3" in told
 
 
+def _searched(folder: Path, search: dict[str, Any], chosen: dict[str, float]) -> None:
+    """A folder of a campaign whose variants, mha and gqa, were searched; mha chose `chosen`."""
+    asked = json.loads((folder / "campaign.yaml").read_text())
+    (folder / "campaign.yaml").write_text(json.dumps(asked | {"search": search}))
+    tried = [{name: value * factor for name, value in chosen.items()} for factor in (1, 0.5, 2)]
+    losses = [4.1, 4.3, None]
+    rows = [one | {"valid_loss": loss, "run": "r"} for one, loss in zip(tried, losses)]
+    rows[2]["diverged"] = "updates were refused"
+    table: dict[str, Any] = {"seed": 0, "tokens": 61_440, "sampler": "optuna 5.0.0"}
+    table |= {"ranges": {name: [1e-4, 1e-1] for name in chosen}, "rows": rows, "chosen": chosen}
+    (folder / "search").mkdir()
+    for name, edge in (
+        ("mha", ["learning rate 0.1, at the upper end of 0.0001 to 0.1"]),
+        ("gqa", []),
+    ):
+        own = {"variant": name, "size": "", **table, "at_edge": edge}
+        (folder / "search" / f"{name}.json").write_text(json.dumps(own))
+        (folder / "search" / f"search-{name}-try01.json").write_text("{}")
+
+
+def test_a_search_is_told(tmp_path: Path) -> None:
+    variants = {name: VARIANTS[name] for name in ("mha", "gqa")}
+    folder = _bare(tmp_path / "searched", runs=True, variants=variants, seeds=(0, 1))
+    search = {"learning_rates": [], "trials": 3, "learning_rate": [1e-4, 1e-1]}
+    _searched(folder, search, {"learning_rate": 3e-3})
+    for name, rate in (("mha", 3e-3), ("gqa", 1e-3)):
+        for seed in (0, 1):
+            file = folder / f"runs/{name}-s{seed}/resolved.yaml"
+            settings = json.loads(file.read_text())
+            settings["optim"]["learning_rate"] = rate
+            file.write_text(json.dumps(settings))
+    found = lab_report.run(folder)
+    assert [row["arm"] for row in found["searches"]] == ["mha", "gqa"]
+    told = " ".join(found["warnings"])
+    assert "optim.learning_rate is not the same" not in told
+    assert (
+        "the search of mha chose a learning rate 0.1, at the upper end of 0.0001 to 0.1: a" in told
+    )
+    page = (folder / "report.md").read_text(encoding="utf-8")
+    assert (
+        "Each variant has its own learning rate: of the try with the lowest validation loss of 3"
+        in page
+    )
+    assert "short runs of 61,440 tokens from seed 0, sampled by optuna 5.0.0 (TPE)" in page
+    assert "| mha | 0.003 | 4.1000 | 4.3000 | 1 | learning rate 0.1, at the upper end" in page
+    assert "| mha | 0.003 | 4.1000 (chosen) |" in page and "| gqa | 0.006 | diverged |" in page
+    assert "| learning rate | searched |" in page
+    assert "tokenizers and optimizer settings that were not searched are not varied" in page
+    (folder / "search" / "gqa.json").unlink()
+    assert "the search: not measured for gqa" in lab_report.run(folder)["missing"]
+
+
 # ---------------------------------------------------------------- folders that are refused
 
 

@@ -33,6 +33,9 @@ CONFIGS = {
     "experts": ModelConfig(
         "qwen3_moe", **SIZES, intermediate_size=96, qk_norm=True, moe=MoEConfig(4, 2, 96)
     ),
+    "wide experts": ModelConfig(
+        "qwen3_moe", **SIZES, intermediate_size=384, qk_norm=True, moe=MoEConfig(4, 2, 384)
+    ),
     "shared expert": ModelConfig(
         "granitemoeshared", **SIZES, intermediate_size=64, moe=MoEConfig(4, 2, 64, 96)
     ),
@@ -49,6 +52,8 @@ CONFIGS = {
 MEASURED = [
     ("experts", "fp32", "none"),
     ("experts", "bf16", "full"),
+    ("wide experts", "fp32", "none"),
+    ("wide experts", "bf16", "full"),
     ("shared expert", "bf16", "selective"),
     ("mamba2", "bf16", "none"),
     ("mamba2", "fp32", "selective"),
