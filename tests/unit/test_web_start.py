@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mule import calibration, fsio, machine
+from mule.commands.form import NOT_IN_A_FORM
 from mule.config.knobs import knobs
 from mule.run import Run
 from mule.web.ids import id_of
@@ -84,7 +85,7 @@ def refused(pages: RunningUi, path: str, body: object) -> tuple[int, dict[str, A
 def test_every_setting_is_a_labelled_field_with_its_help(pages: RunningUi) -> None:
     page = text_of(pages, "/start")
     keys = set(re.findall(r'data-key="([^"]+)"', page))
-    assert keys == knobs().keys() - {"extends"}
+    assert keys == knobs().keys() - set(NOT_IN_A_FORM)
     for key in keys:
         assert f'for="field-{key}"' in page or f'<fieldset class="field" data-key="{key}"' in page
         assert f'id="help-{key}"' in page and f'id="wrong-{key}"' in page
