@@ -30,7 +30,7 @@ def _next_command(found: dict[str, Any]) -> str:
     best = found["best_run"]
     if not best:
         return "mule lab run CAMPAIGN.yaml"
-    is_own = any(Path(best).name.startswith(f"{name}-s") for name in found["own_modules"])
+    is_own = found["best_arm"] in found["own_modules"]
     return f"mule {'runs show' if is_own else 'export'} {shlex.quote(best)}"
 
 

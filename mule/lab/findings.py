@@ -43,7 +43,8 @@ class Evidence:
 def gather(study: Study) -> Evidence:
     """Read the logs, and compute every statistic of the report."""
     evidence = Evidence(study, {arm.name: rows_of_arm(arm) for arm in study.arms})
-    verdicts = _verdicts(study)
+    verdicts, ranking = _verdicts(study), _ranking(study)
+    best = _best_arm(ranking, study)
     evidence.found = {
         "folder": str(study.folder),
         "variants": study.variants,
@@ -52,8 +53,9 @@ def gather(study: Study) -> Evidence:
         "baseline": study.baseline,
         "confidence": CONFIDENCE,
         "power": POWER,
-        "ranking": _ranking(study),
-        "best_run": _best_run(study),
+        "ranking": ranking,
+        "best_run": _best_run(study, best),
+        "best_arm": best,
         "own_modules": [arm.name for arm in study.arms if own_module(arm, study.asked)],
         "seed_noise": _seed_noise(study),
         "differences": verdicts,
@@ -126,14 +128,19 @@ def _mean_of(arm: Arm, part: str, name: str) -> dict[str, Any] | None:
     return interval_values(mean_interval(list(arm.values(part, name).values())))
 
 
-def _best_run(study: Study) -> str | None:
-    """The run with the lowest test loss of the variant whose mean is lowest, at the largest size."""
-    ranked = [r for r in _ranking(study) if r["size"] == study.sizes[-1] and r["test"]["loss"]]
-    if not ranked:
+def _best_arm(ranking: list[dict[str, Any]], study: Study) -> str | None:
+    """The variant whose mean test loss is lowest, at the largest size."""
+    ranked = (r["arm"] for r in ranking if r["size"] == study.sizes[-1] and r["test"]["loss"])
+    return next(ranked, None)
+
+
+def _best_run(study: Study, arm: str | None) -> str | None:
+    """The variant's run with the lowest test loss."""
+    if arm is None:
         return None
-    losses = study.arm(ranked[0]["arm"]).values("test", "loss")
+    losses = study.arm(arm).values("test", "loss")
     best = min(losses, key=losses.__getitem__)
-    run = next(r.run for r in study.arm(ranked[0]["arm"]).results if r.seed == best)
+    run = next(r.run for r in study.arm(arm).results if r.seed == best)
     return str(run) if run is not None else None
 
 

@@ -61,18 +61,14 @@ def _grouped(
     down: torch.Tensor,
 ) -> torch.Tensor:
     """As `_experts`: the rows are brought into the experts' order, and back."""
-    num_tokens, top_k = weights.shape
-    offs = ends.to(torch.int32)
+    top_k, offs = weights.shape[1], ends.to(torch.int32)
     is_assigned = torch.arange(len(order), device=x.device) < ends[-1]
     # Rows behind the last expert's are not computed: they, and their gradients, may hold anything.
     rows = x[order // top_k].where(is_assigned[:, None], 0.0)
     gate, up = F.grouped_mm(rows, gate_up.transpose(1, 2), offs=offs).chunk(2, dim=-1)
     y = F.grouped_mm((F.silu(gate) * up).contiguous(), down.transpose(1, 2), offs=offs)
     y = y.where(is_assigned[:, None], 0.0)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order), device=x.device)
-    by_token = y[place].view(num_tokens, top_k, -1)
-    return (by_token * weights[..., None].to(y.dtype)).sum(1)
+    return _sum_by_token(y * weights.flatten()[order, None].to(y.dtype), order, top_k)
 
 
 # ---------------------------------------------------------------- expert by expert

@@ -2,7 +2,7 @@
 
 torch gives cos, exp, sqrt and others of contiguous tensors to MKL, which looks each function up when it
 is first called. Where several threads make that first call together, one of them may compute its share
-by the function of least accuracy, without a word: cosines off by 1.5e-4, once, in one process of three
+by the function of least accuracy, without a word: cosines off by up to 1.5e-4, once, in some processes
 (https://github.com/pytorch/pytorch/issues/188792; torch 2.13 is built with such an MKL). A run resumed
 in a new process would not have the bits of one that never stopped.
 """

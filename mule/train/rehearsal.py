@@ -76,8 +76,11 @@ def tried(run: Run, parts: Parts, rows_at_once: int) -> Tried:
     """Try the fullest rows and an evaluation now, whatever the estimate says."""
     began = time.perf_counter()
     devices = [parts.model.device] if parts.model.device.type == "cuda" else []
-    unchanged = torch.random.fork_rng(devices), unchanged_buffers(parts.model)
-    with unchanged[0], unchanged[1], progress.task("Trying the fullest rows", total=None):
+    with (
+        torch.random.fork_rng(devices),
+        unchanged_buffers(parts.model),
+        progress.task("Trying the fullest rows", total=None),
+    ):
         _pass(parts, rows_at_once)
         if parts.valid is not None:
             held_out_loss(parts.model, islice(parts.valid, 1), len(parts.valid.labels))

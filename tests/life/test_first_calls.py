@@ -22,7 +22,7 @@ for function in (torch.cos, torch.sin, torch.exp, torch.sqrt):
 
 @pytest.mark.slow
 def test_the_first_call_of_many_processes_is_exact():
-    """Without the settling about one process of twenty fails, on processors that MKL serves."""
+    """Without the settling some processes fail, on processors that MKL serves."""
     for _ in range(5):
         children = [subprocess.Popen([sys.executable, "-c", _PROCESS]) for _ in range(6)]
         assert [child.wait(timeout=120) for child in children] == [0] * 6

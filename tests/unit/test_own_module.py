@@ -522,3 +522,14 @@ def test_the_report_says_what_nobody_can_know(tmp_path: Path) -> None:
     assert any("a module of its own, own.py:Drops | not known | not known" in row for row in rows)
     assert not any("missing" in row for row in rows)
     assert "mha → own" in report
+
+
+def test_the_best_variant_is_not_taken_for_a_module_by_its_name(tmp_path: Path) -> None:
+    variants: dict[str, Any] = {"own": {"module": "own.py:Drops"}, "own-small": {}}
+    folder = write_campaign(tmp_path, Planned(variants=variants))
+    for file in (folder / "results").glob("own-small-*.json"):
+        result = fsio.read_json(file)
+        result["test"]["loss"] -= 0.5
+        fsio.write_json(file, result)
+    found = lab_report.run(folder)
+    assert found["best_arm"] == "own-small" and found["next"].startswith("mule export ")
