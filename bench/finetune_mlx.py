@@ -1,6 +1,6 @@
 """The peer of bench/finetune.py that is mlx-lm, on a CPU. Runs in bench/peers/mlx.
 
-Its model, LoRA layers, loss and optimizer, and its step, compiled as in its trainer; the chats in the
+Its model, LoRA layers, loss and optimizer, and its step, compiled as in its trainer, in fp32; the chats in the
 order of ordered.jsonl, padded to a multiple of 32 as there. The loop is written here, since mlx-lm's
 own shuffles and evaluates first. What is trained is what the others train: with --mask-prompt alone
 mlx-lm would train the line end after the answer too. Arguments: JOB VARIANT. Prints one line of JSON.
@@ -58,7 +58,8 @@ def main() -> None:
 
 def _model(job: TuneJob) -> Any:
     model, _ = load(str(job.model))
-    model.set_dtype(mx.bfloat16 if job.precision == "bf16" else mx.float32)
+    # On a processor mlx has no fast products in bf16: minutes an update become many (docs/log.md).
+    model.set_dtype(mx.float32)
     model.freeze()
     halves = {
         name: "self_attn" if name in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"

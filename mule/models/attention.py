@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mule.models import native_attention
 from mule.models.cache import Cache
 from mule.models.config import ModelConfig
 from mule.models.norm import RMSNorm
@@ -96,10 +97,18 @@ class Attention(nn.Module):
         return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
 
-def visible_within(segments: torch.Tensor) -> torch.Tensor:
-    """What a token sees of its row when attention stays inside documents: segments (B, T) as they
-    are where attention goes by document, else a mask."""
-    if segments.device.type == "cpu" and segments.shape[1] > _DENSE_TOKENS:
+def visible_within(
+    segments: torch.Tensor | None, x: torch.Tensor, head_dim: int
+) -> torch.Tensor | None:
+    """What the tokens of x (B, T, E) see of their rows when attention stays inside documents: segments
+    (B, T) as they are where attention goes by document, else a mask; None for plain causal rows.
+
+    Without `segments` a row is one document, and computed as such where that is faster.
+    """
+    natively = native_attention.serves(x, head_dim)
+    if segments is None:
+        return torch.ones(x.shape[:2], dtype=torch.int64) if natively else None
+    if natively or (x.device.type == "cpu" and x.shape[1] > _DENSE_TOKENS):
         return segments
     return document_mask(segments)
 

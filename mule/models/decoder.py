@@ -20,9 +20,9 @@ from mule.models.cache import Cache, KVCache, SlotRows
 from mule.models.config import ModelConfig, Routing
 from mule.models.loss import (
     Kernel,
+    compiled_softmax_nll_,
     nll_of_targets,
     nll_sum,
-    softmax_nll_,
     softmax_nll_by_rows_,
 )
 from mule.models.mamba import first_values
@@ -102,7 +102,7 @@ class Backbone(nn.Module):
         kinds = {block.kind for block in blocks}
         angles = {rope: self._angles(rope, positions, cache) for rope in {k.rope for k in kinds}}
         windows = {kind.window for kind in kinds if kind.mixer != "mamba"}
-        masks = _masks(windows, positions, segments, cache)
+        masks = _masks(windows, positions, cache, x, segments, self.config.head_dim)
         for block in blocks:
             kind = block.kind
             seen = segments if kind.mixer == "mamba" else masks[kind.window]
@@ -271,7 +271,7 @@ class Decoder(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention | Mamba1):
                 module.compiled = True
-        self._softmax_nll = torch.compile(softmax_nll_, dynamic=True)
+        self._softmax_nll = compiled_softmax_nll_()
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -300,13 +300,15 @@ class Decoder(nn.Module):
 def _masks(
     windows: set[int | None],
     positions: torch.Tensor,
-    segments: torch.Tensor | None,
     cache: Cache | None,
+    x: torch.Tensor,
+    segments: torch.Tensor | None,
+    head_dim: int,
 ) -> dict[int | None, torch.Tensor | None]:
     """What tokens see in blocks that attend, by the window that they have."""
     if cache is not None:
         return {window: cache.mask(positions.shape[1], window) for window in windows}
-    visible = None if segments is None or not windows else visible_within(segments)
+    visible = visible_within(segments, x, head_dim) if windows else None
     return {
         window: visible if window is None else within_window(visible, positions, window)
         for window in windows

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from mule.batch import IGNORE
+from mule.models import native_loss
 
 CHUNK_TOKENS = 512  # between the slower 64 and 1,024 of a first trial (docs/log.md)
 _DEVICE_CHUNK_TOKENS = 4096  # a guess: no GPU has been measured; 512 rows do not fill one
@@ -69,7 +70,10 @@ def softmax_nll_by_rows_(
     *,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """`softmax_nll_` for eager PyTorch: on a CPU a few rows at once, since each operation is a pass."""
+    """`softmax_nll_` for eager PyTorch: in C++ on a CPU, or a few rows at once, since each operation
+    is a pass."""
+    if native_loss.serves(logits):
+        return native_loss.softmax_nll_(logits, targets, grad_scale, softcap)
     if logits.device.type != "cpu" or logits.numel() <= _CACHED_LOGITS:
         return softmax_nll_(logits, targets, grad_scale, softcap=softcap)
     total = logits.new_zeros((), dtype=torch.float32)
@@ -88,6 +92,23 @@ def softmax_nll_by_rows_(
         gradient.mul_(weights[:, None])
         rows.copy_(gradient if slope is None else gradient.mul_(slope))
     return total
+
+
+def compiled_softmax_nll_() -> Kernel:
+    """`softmax_nll_`, compiled where it is not in C++ already."""
+    compiled = torch.compile(softmax_nll_, dynamic=True)
+
+    def kernel(
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        grad_scale: torch.Tensor | None = None,
+        *,
+        softcap: float | None = None,
+    ) -> torch.Tensor:
+        chosen = softmax_nll_by_rows_ if native_loss.serves(logits) else compiled
+        return chosen(logits, targets, grad_scale, softcap=softcap)
+
+    return kernel
 
 
 def nll_sum(
@@ -194,7 +215,7 @@ class _ChunkedNLL(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, kernel, grad_scale):  # type: ignore[override]
         want_hidden, want_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
-        grad_weight = torch.zeros_like(weight) if want_weight else None
+        grad_weight = None
         total = hidden.new_zeros((), dtype=torch.float32)
         for rows, logits, goals in _chunks(hidden, weight, targets):
             total += kernel(logits, goals, grad_scale)
@@ -203,6 +224,10 @@ class _ChunkedNLL(torch.autograd.Function):
                 torch.mm(grad_logits, weight, out=grad_hidden[rows])
             if grad_weight is not None:
                 grad_weight.addmm_(grad_logits.T, hidden[rows])
+            elif want_weight:  # zeros to begin with would be one more pass over fresh memory
+                grad_weight = grad_logits.T @ hidden[rows]
+        if want_weight and grad_weight is None:  # no row is trained
+            grad_weight = torch.zeros_like(weight)
         ctx.gradients = (grad_hidden, grad_weight)
         return total
 

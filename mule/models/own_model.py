@@ -22,7 +22,12 @@ from mule.models.config import ModelConfig, Routing
 from mule.models.decoder import Decoder
 from mule.models.folder import save_weights
 from mule.models.loadable import MODULE
-from mule.models.loss import nll_of_logits, nll_sum_of_logits, softmax_nll_, softmax_nll_by_rows_
+from mule.models.loss import (
+    compiled_softmax_nll_,
+    nll_of_logits,
+    nll_sum_of_logits,
+    softmax_nll_by_rows_,
+)
 from mule.models.recompute import Recompute
 from mule.models.vector_math import settle_vector_math
 
@@ -136,7 +141,7 @@ class OwnModel(Decoder):
     def compile_regions(self) -> None:
         """Compile the whole module and the loss kernel, in place."""
         self.module.compile(dynamic=False)
-        self._softmax_nll = torch.compile(softmax_nll_, dynamic=True)
+        self._softmax_nll = compiled_softmax_nll_()
 
     # ------------------------------------------------------------ files
 

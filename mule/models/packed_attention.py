@@ -1,10 +1,11 @@
 """Causal attention inside the documents of packed rows, on the CPU.
 
-A dense mask computes all of (T, T) and throws most away; here the forward pass is flash attention
-document by document, and the backward pass batched matrix products over a block of queries and the
-keys its documents begin at, with one elementwise kernel between them. One opaque operation for the
-compiler: it reads `segments`, whose shape never changes. Gradients: Dao et al. 2022 (FlashAttention),
-appendix B.2.
+A dense mask computes all of (T, T) and throws most away; here documents are computed one by one, in
+C++ where it can be compiled (`native_attention`). Elsewhere the forward pass is torch's flash
+attention, and the backward pass batched matrix products over a block of queries and the keys its
+documents begin at, with one elementwise kernel between them. One opaque operation for the compiler:
+it reads `segments`, whose shape never changes. Gradients: Dao et al. 2022 (FlashAttention), appendix
+B.2.
 
 Shapes: B rows, T tokens, H query heads, K key/value heads, D channels of a head, G = H / K.
 """
@@ -18,6 +19,8 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
+
+from mule.models import native_attention
 
 _BLOCK = 256  # queries at once in the backward pass (docs/log.md)
 _KEY_STEP = 64  # a block's keys begin at a multiple: few shapes, for which kernels are kept
@@ -43,6 +46,9 @@ def packed_attention(
     the backward pass's elementwise kernel. A token sees the last `window` tokens of its document,
     itself included; `scale` of the scores is 1 / sqrt(D) when not given.
     """
+    if native_attention.serves(q, q.shape[-1]):
+        documents = list(_documents(segments))
+        return native_attention.forward(q, k, v, documents, window=window, scale=scale)
     rows, heads, length, head_dim = q.shape
     y = q.new_zeros(rows, length, heads, head_dim).transpose(1, 2)  # as the projection reads it
     lse = q.new_zeros(rows, heads, length, dtype=torch.float32)
@@ -81,14 +87,20 @@ def _backward(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    sums: torch.Tensor,
+    y: torch.Tensor,
+    lse: torch.Tensor,
     segments: torch.Tensor,
     fused: bool,
     *,
     window: int | None = None,
     scale: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of q, k and v; `sums` (2, B, H, T): log-sum-exp, and the sum of grad_y * y."""
+    """The gradients of q, k and v."""
+    if native_attention.serves(q, q.shape[-1]):
+        documents = list(_documents(segments))
+        return native_attention.backward(
+            grad_y, (q, k, v), (y, lse), documents, window=window, scale=scale
+        )
     kernel = _fused_kernel() if fused else _kernel
     rows, heads, length, head_dim = q.shape
     kv_heads = k.shape[1]
@@ -99,7 +111,8 @@ def _backward(
     split = (rows, kv_heads, heads // kv_heads, length)  # query heads by the head they share
     q5, g5 = (t.unflatten(1, split[1:3]) for t in (q, grad_y))
     out5 = grad_q.view(*split, head_dim)
-    lse4, delta4 = sums.view(2, *split)
+    delta = (grad_y * y).sum(-1, dtype=torch.float32)
+    lse4, delta4 = lse.view(split), delta.view(split)
     for row, start, first, end in _blocks(segments, window):
         block = (row, slice(None), slice(None), slice(start, end))
         keys = (row, slice(None), slice(first, end))
@@ -120,7 +133,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _(grad_y, q, k, v, sums, segments, fused, *, window=None, scale=None):  # type: ignore[no-untyped-def]
+def _(grad_y, q, k, v, y, lse, segments, fused, *, window=None, scale=None):  # type: ignore[no-untyped-def]
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
 
 
@@ -132,8 +145,7 @@ def _set_up(ctx, inputs, keyword_only_inputs, output):  # type: ignore[no-untype
 
 def _differentiate(ctx, grad_y, _grad_lse):  # type: ignore[no-untyped-def]
     q, k, v, segments, y, lse = ctx.saved_tensors
-    sums = torch.stack((lse, (grad_y * y).sum(-1, dtype=torch.float32)))
-    gradients = _backward(grad_y, q, k, v, sums, segments, ctx.fused, **ctx.options)
+    gradients = _backward(grad_y, q, k, v, y, lse, segments, ctx.fused, **ctx.options)
     return *gradients, None, None
 
 

@@ -24,6 +24,7 @@ FOUNDATION = (
     "hub",
     "batch",
     "machine",
+    "native",
     "calibration",
     "config",
 )

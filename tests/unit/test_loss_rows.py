@@ -1,4 +1,4 @@
-"""The loss's kernel for a CPU without compiled code: what the plain one gives, a few rows at once."""
+"""The loss's kernels for a CPU without compiled code: in C++, and in torch a few rows at once."""
 
 from __future__ import annotations
 
@@ -6,10 +6,20 @@ import pytest
 import torch
 
 from mule.batch import IGNORE
-from mule.models import loss
+from mule.models import loss, native_loss
 from mule.models.loss import nll_of_targets, softmax_nll_, softmax_nll_by_rows_
 
 
+@pytest.fixture(params=["native", "torch"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "torch":
+        monkeypatch.setattr(native_loss, "serves", lambda _logits: False)
+    elif not native_loss.serves(torch.zeros(1)):
+        pytest.skip("no C++ compiler")
+    return request.param
+
+
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("scale", [None, torch.tensor(8.0)])
@@ -34,7 +44,8 @@ def test_the_same_loss_and_gradient(
     assert not by_rows[[2, 9]].any() and by_rows[0].any()
 
 
-def test_few_logits_are_taken_at_once() -> None:
+def test_few_logits_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_loss, "serves", lambda _logits: False)
     logits = torch.randn(7, 89, generator=torch.Generator().manual_seed(1))
     targets, other = torch.arange(7), logits.clone()
     assert torch.equal(softmax_nll_by_rows_(logits, targets), softmax_nll_(other, targets))

@@ -13,7 +13,7 @@ from mule.batch import Batch
 from mule.config.adapter import AdapterSection, LoraSection
 from mule.config.load import load_recipe
 from mule.config.schema import Recipe
-from mule.models import attention, loss
+from mule.models import attention, loss, native_attention
 from mule.models.config import ModelConfig
 from mule.models.decoder import empty_decoder
 from mule.plan import memory
@@ -75,6 +75,7 @@ def test_what_is_kept(config: ModelConfig, precision: str, checkpointing: Any) -
 def test_a_mask_is_kept_too(dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In packed rows, where attention does not go by document."""
     rows, length = 3, 192
+    monkeypatch.setattr(native_attention, "serves", lambda *_: False)  # C++ needs no mask
     monkeypatch.setattr(attention, "_DENSE_TOKENS", length if dense else length - 1)
     monkeypatch.setattr(memory, "_DENSE_TOKENS", length if dense else length - 1)
     segments = (torch.arange(length) // 50 + 1).expand(rows, length).contiguous()

@@ -11,8 +11,9 @@ import torch
 from mule import machine, progress
 from mule.errors import ModelError
 from mule.generate.forward import Part
-from mule.generate.native import build
+from mule.generate.native.build import library
 from mule.generate.native.decoder import NativeForward, can_be_native
+from mule.native import build
 from tests.tiny import tiny_model
 
 
@@ -28,15 +29,15 @@ class Notes(progress.Silence):
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A machine on which nothing was compiled yet; where that will be."""
     monkeypatch.setattr(machine, "cache_dir", lambda: tmp_path)
-    build.library.cache_clear()
+    library.cache_clear()
     yield tmp_path / "native"
-    build.library.cache_clear()
+    library.cache_clear()
 
 
 def said() -> list[str]:
     notes = Notes()
     with progress.using(notes):
-        assert build.library() is None
+        assert library() is None
         assert not can_be_native(tiny_model())
     return notes.texts
 

@@ -39,14 +39,14 @@ def _segments(*rows: str, length: int = 40) -> torch.Tensor:
 
 
 def _tensors(
-    segments: torch.Tensor, heads: int, kv_heads: int, dtype: torch.dtype
+    segments: torch.Tensor, heads: int, kv_heads: int, dtype: torch.dtype, head_dim: int = 12
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """q, k, v as attention has them, and the gradient of y, which padding has none of."""
     generator = torch.Generator().manual_seed(4)
     rows, length = segments.shape
 
     def made(count: int) -> torch.Tensor:
-        values = torch.randn(rows, length, count, 12, generator=generator)
+        values = torch.randn(rows, length, count, head_dim, generator=generator)
         return values.to(dtype).transpose(1, 2)
 
     inputs = [made(count).requires_grad_() for count in (heads, kv_heads, kv_heads)]
@@ -55,9 +55,12 @@ def _tensors(
 
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (6, 2), (4, 1)])
 @pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-6), (torch.bfloat16, 0.01)])
-def test_equals_a_dense_mask(heads: int, kv_heads: int, dtype: torch.dtype, limit: float) -> None:
+@pytest.mark.parametrize("head_dim", [12, 16, 80])  # C++ computes multiples of 16
+def test_equals_a_dense_mask(
+    heads: int, kv_heads: int, dtype: torch.dtype, limit: float, head_dim: int
+) -> None:
     segments = _segments(*DOCUMENTS)
-    inputs, grad = _tensors(segments, heads, kv_heads, dtype)
+    inputs, grad = _tensors(segments, heads, kv_heads, dtype, head_dim)
     y, lse = packed(*inputs, segments, False)
     found = (y, *torch.autograd.grad(y, inputs, grad))
     exact = [t.detach().float().requires_grad_() for t in inputs]
@@ -90,10 +93,11 @@ def test_gradients_are_those_of_finite_differences() -> None:
         assert slope == pytest.approx(float((gradient * direction).sum()), rel=1e-4)
 
 
-def test_a_row_does_not_depend_on_its_neighbours() -> None:
+@pytest.mark.parametrize("head_dim", [12, 32])
+def test_a_row_does_not_depend_on_its_neighbours(head_dim: int) -> None:
     """So that any micro-batch gives the same bits."""
     segments = _segments("many", "padded", "one")
-    inputs, grad = _tensors(segments, 6, 2, torch.float32)
+    inputs, grad = _tensors(segments, 6, 2, torch.float32, head_dim)
     y, _ = packed(*inputs, segments, False)
     together = (y, *torch.autograd.grad(y, inputs, grad))
     for row in range(3):
@@ -104,9 +108,10 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
             assert torch.equal(ours[0], theirs[row])
 
 
-def test_the_operation_is_declared_as_it_behaves() -> None:
+@pytest.mark.parametrize("head_dim", [12, 16])
+def test_the_operation_is_declared_as_it_behaves(head_dim: int) -> None:
     segments = _segments("many", "padded")
-    inputs, _ = _tensors(segments, 6, 2, torch.float32)
+    inputs, _ = _tensors(segments, 6, 2, torch.float32, head_dim)
     torch.library.opcheck(packed, (*inputs, segments, False))
 
 

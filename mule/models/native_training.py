@@ -1,0 +1,34 @@
+"""What training computes in C++ on a processor (mule/native/training.cpp)."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+
+from mule.native import build
+
+_POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_WITHOUT = "attention and the loss go through torch in training, more slowly"
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled functions; None, and a note that says why, where they cannot be had."""
+    loaded = build.load(build.FOLDER / "training.cpp", "attention and the loss", _WITHOUT)
+    if loaded is not None:
+        loaded.mule_attention_room.restype = _LONG
+        loaded.mule_softmax_nll.argtypes = [
+            *(_POINTER, _LONG, _LONG, _LONG, _POINTER, _FLOAT, _FLOAT, _POINTER, _LONG)
+        ]
+    return loaded
+
+
+def serves(tensor: torch.Tensor) -> bool:
+    """Whether there is C++ for tensors of this kind."""
+    return (
+        tensor.device.type == "cpu"
+        and tensor.dtype in (torch.float32, torch.bfloat16)
+        and library() is not None
+    )

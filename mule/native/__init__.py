@@ -1,0 +1,1 @@
+"""C++ that is compiled once a machine, where a processor would otherwise be left half used."""
