@@ -56,7 +56,9 @@ WAYS = {
     "trl": Way("TRL, its defaults", "finetune_trl.py", "trl", "default", _TRL_SETUP),
     "trl-kept": Way("TRL, activations kept", "finetune_trl.py", "trl", "kept", _TRL_SETUP),
     # Its wheel for processors brings the reference BLAS: one thread, tens of times slower.
-    "mlx": Way("mlx-lm, OpenBLAS, fp32", "finetune_mlx.py", "mlx", "cpu", _SETUP, preload="openblas"),
+    "mlx": Way(
+        "mlx-lm, OpenBLAS, fp32", "finetune_mlx.py", "mlx", "cpu", _SETUP, preload="openblas"
+    ),
 }
 WORKLOADS = {"last-8": 8, "all": None, "qlora": None}  # adapted blocks; None is every one
 PEER_NAMES = ("trl", "trl-kept", "mlx")

@@ -1,8 +1,8 @@
 """The peer of bench/finetune.py that is mlx-lm, on a CPU. Runs in bench/peers/mlx.
 
-Its model, LoRA layers, loss and optimizer, and its step, compiled as in its trainer, in fp32; the chats in the
-order of ordered.jsonl, padded to a multiple of 32 as there. The loop is written here, since mlx-lm's
-own shuffles and evaluates first. What is trained is what the others train: with --mask-prompt alone
+Its model, LoRA layers, loss and optimizer, and its step, compiled as in its trainer, in fp32; the
+chats in the order of ordered.jsonl, padded to a multiple of 32 as there. The loop is written here,
+since mlx-lm's own shuffles and evaluates first. What is trained is what the others train: with --mask-prompt alone
 mlx-lm would train the line end after the answer too. Arguments: JOB VARIANT. Prints one line of JSON.
 """
 

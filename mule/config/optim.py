@@ -56,8 +56,8 @@ class OptimSection(Section):
     max_spike: Annotated[float, Field(ge=3)] | None = knob(
         6.0,
         "Updates whose loss or gradient norm is more than so many standard deviations above the last "
-        "128 applied ones are skipped; five refused in a row go back to the last checkpoint. null "
-        "never skips.",
+        "128 applied ones, and the norm three times theirs, are skipped; five refused in a row go back "
+        "to the last checkpoint. null never skips.",
     )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = knob(
         None,

@@ -118,8 +118,7 @@ def _call(
         **{name: t.data_ptr() for name, t in sums.items()},
     )
     job.room_bytes = library.mule_attention_room(ctypes.byref(job))
-    room = torch.empty(
-        threads * job.room_bytes, dtype=torch.uint8
-    )  # MemoryError is torch's to raise
+    # torch's, so that a lack of memory is met as any other.
+    room = torch.empty(threads * job.room_bytes, dtype=torch.uint8)
     job.room = room.data_ptr()
     getattr(library, function)(ctypes.byref(job))

@@ -23,6 +23,9 @@ MAX_ROLLBACKS = 3  # in a run, over all its attempts
 _RECENT_STEPS = 20  # the reported training loss is the mean over these
 _LARGEST_LEFT_OUT = 3  # of the window: a spike that was applied would hide the next
 _LEAST_SPREAD = 0.01  # of the mean: where updates are all alike, rounding would be a spike
+# Of the mean norm: shorter gradients, which clipping holds, are no spike where norms slowly rise, as
+# in the campaign of docs/log.md.
+_USUAL_NORMS = 3.0
 
 
 class Guard:
@@ -79,12 +82,19 @@ class Guard:
         window = np.sort(np.array(self._applied), axis=0)[:-_LARGEST_LEFT_OUT]  # losses, norms
         mean, spread = window.mean(0), window.std(0, ddof=1)
         limits = mean + self._max_spike * np.maximum(spread, _LEAST_SPREAD * mean)
-        for what, value, limit in zip(("loss", "gradient norm"), (loss, grad_norm), limits):
-            if value > limit:
-                return (
-                    f"{what} {value:.4g}: a spike beyond {limit:.4g}, which is {self._max_spike:g} "
-                    f"standard deviations above the last {WINDOW_STEPS} updates"
-                )
+        deviations = (
+            f"{self._max_spike:g} standard deviations above the last {WINDOW_STEPS} updates"
+        )
+        if loss > limits[0]:
+            return f"loss {loss:.4g}: a spike beyond {limits[0]:.4g}, which is {deviations}"
+        if grad_norm > max(limits[1], usual := _USUAL_NORMS * mean[1]):
+            found = f"gradient norm {grad_norm:.4g}: a spike beyond"
+            if limits[1] >= usual:
+                return f"{found} {limits[1]:.4g}, which is {deviations}"
+            return (
+                f"{found} {usual:.4g}, which is {_USUAL_NORMS:g} times that of the last "
+                f"{WINDOW_STEPS} updates"
+            )
         return None
 
     def check_may_roll_back(self, cause: str, checkpoint: int | None, learning_rate: float) -> None:

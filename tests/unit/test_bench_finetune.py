@@ -147,7 +147,10 @@ def test_the_table(bench: ModuleType, results: Path) -> None:
     assert "| last-8 | TRL, its defaults | 1.000 |  | 3.00x | 6.00x |" in text
     assert "| 9.000 to 8.250 | 2.5e-01 |" in text
     assert "**3.0 times** the chats a second of the fastest peer (TRL, its defaults)" in text
-    assert "**6.0 times** later, in **50%** of the memory of the leanest (mlx-lm, OpenBLAS)" in text
+    assert (
+        "**6.0 times** later, in **50%** of the memory of the leanest (mlx-lm, OpenBLAS, fp32)"
+        in text
+    )
     assert "The loss curves differ by at most 5.0e-01." in text
     assert "packs 3.5 chats an update, keeps the trunk: memory, and is not compiled" in text
     alone = json.loads(results.read_text())

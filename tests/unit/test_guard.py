@@ -27,13 +27,24 @@ def test_a_spike_of_loss_or_norm_is_refused_with_its_limit() -> None:
     guard = filled()
     assert guard.spike(2.3, 3.3) is None
     assert guard.spike(-math.inf, 0.0) is None  # below is no spike
-    for loss, norm, what in ((20.0, 3.0, "loss 20"), (2.0, 30.0, "gradient norm 30")):
-        found = guard.spike(loss, norm)
-        assert found is not None and found.startswith(f"{what}: a spike beyond ")
-        assert found.endswith("which is 6 standard deviations above the last 128 updates")
+    found = guard.spike(20.0, 3.0)
+    assert found is not None and found.startswith("loss 20: a spike beyond ")
+    assert found.endswith("which is 6 standard deviations above the last 128 updates")
     limit = float((guard.spike(20.0, 3.0) or "").split("beyond ")[1].split(",")[0])
     assert 2 + 5 * 0.1 < limit < 2 + 7 * 0.1
     assert guard.spike(limit - 0.01, 3.0) is None and guard.spike(limit + 0.01, 3.0) is not None
+
+
+def test_norms_that_slowly_rise_are_no_spike() -> None:
+    """Clipping holds what is not a few times as long as usual."""
+    guard = filled()
+    assert guard.spike(2.0, 8.5) is None
+    found = guard.spike(2.0, 9.5)
+    assert found is not None and found.startswith("gradient norm 9.5: a spike beyond 8.9")
+    assert found.endswith(", which is 3 times that of the last 128 updates")
+    found = filled(spread=2.0).spike(2.0, 50.0)  # where norms differ much, their spread counts
+    assert found is not None and found.startswith("gradient norm 50: a spike beyond 1")
+    assert found.endswith("which is 6 standard deviations above the last 128 updates")
 
 
 def test_a_spike_that_was_applied_does_not_hide_the_next() -> None:
