@@ -2,8 +2,9 @@
 
 Its model, LoRA layers, loss and optimizer, and its step, compiled as in its trainer, in fp32; the
 chats in the order of ordered.jsonl, padded to a multiple of 32 as there. The loop is written here,
-since mlx-lm's own shuffles and evaluates first. What is trained is what the others train: with --mask-prompt alone
-mlx-lm would train the line end after the answer too. Arguments: JOB VARIANT. Prints one line of JSON.
+since mlx-lm's own shuffles and evaluates first. What is trained is what the others train: with
+--mask-prompt alone mlx-lm would train the line end after the answer too. Arguments: JOB VARIANT.
+Prints one line of JSON.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ optim: {learning_rate: 0.02}
 checkpoint: {every_steps: 7}
 evaluate: {every_steps: 3}
 """
-PATIENT = "evaluate.patience=3"
+PATIENT = "evaluate.patience=2"
 PLAIN = (
     "{% for m in messages %}{{ m.role + ': ' + m.content + '<|endoftext|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
@@ -261,9 +261,9 @@ def test_patience_ends_a_run_cleanly(stopped: Path) -> None:
     run, text = tuned(stopped), (stopped / "first.log").read_text()
     losses = {row["step"]: row["val_loss"] for row in run.metrics() if "val_loss" in row}
     end, best = max(losses), min(losses, key=lambda step: losses[step])
-    assert end == best + 9 < 40, "three evaluations after the best"
+    assert end == best + 6 < 40, "two evaluations after the best"
     cause = (
-        f"3 evaluations without a better validation loss ({losses[best]:.4f} after update {best})"
+        f"2 evaluations without a better validation loss ({losses[best]:.4f} after update {best})"
     )
     assert f"note: stopped early after update {end}: {cause}" in text
     assert f"stopped early {cause}" in text and f"best step {best}" in text
@@ -314,7 +314,7 @@ def test_two_processes_stop_together(ranks: Ranks, bases: Path, tmp_path: Path) 
     assert ended.codes == [0, 0], ended.texts
     assert "stopped early after update" in ended.texts[0] and not ended.texts[1]
     best = tuned(folder).best()
-    assert best is not None and tuned(folder).metrics()[-1]["step"] == best["step"] + 9 < 40
+    assert best is not None and tuned(folder).metrics()[-1]["step"] == best["step"] + 6 < 40
     again = ranks.run(folder, 2, "train", "tune.yaml", PATIENT, "--resume")
     assert again.codes == [0, 0] and "this run is finished" in again.texts[0], again.texts
 
@@ -324,7 +324,7 @@ def test_patience_without_validation_is_refused(
 ) -> None:
     folder = home(bases, tmp_path / "h")
     text = train(forker, folder, PATIENT, "data.valid=null", "data.valid_share=0", code=2)
-    assert "evaluate.patience = 3 cannot take effect: there are no validation rows" in text
+    assert "evaluate.patience = 2 cannot take effect: there are no validation rows" in text
 
 
 # ---------------------------------------------------------------- what is chosen

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from mule import machine
 from mule.cli import talk
 from mule.commands import chat, data_check
 from mule.errors import ModelError, UserError
@@ -41,9 +42,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def three(folder: Path) -> Iterator[Conversation]:
-    """The model in torch, as f32 and another one's file."""
+    """The model in torch, as f32 and another one's file; all computed in fp32."""
     sources = [str(folder), f"{folder}-f32.gguf", str(folder.parent / "other.gguf")]
-    opened = chat.open_chat(sources, sampling=GREEDY, max_tokens=6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "has_fast_bf16", lambda: False)
+        opened = chat.open_chat(sources, sampling=GREEDY, max_tokens=6)
     yield opened
     opened.close()
 
