@@ -220,7 +220,8 @@ def _known(name: str, key: str, known: Mapping[str, Any], runs: Path) -> OwnModu
     ]
     if not changed:
         return before
-    made = sorted([*runs.glob(f"{name}-s[0-9]*"), *runs.glob(f"search-{name}-*")])
+    own = re.compile(rf"{re.escape(name)}-s\d+|search-{re.escape(name)}-(try|lr)\d.*")
+    made = sorted(run for run in runs.glob("*") if own.fullmatch(run.name))
     if made:
         raise UserError(
             f"variants.{name}: {', '.join(changed)} changed since {made[0]} was begun",

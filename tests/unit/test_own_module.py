@@ -333,7 +333,15 @@ def test_a_changed_file_is_told_of_where_runs_were_made(campaign: Callable[..., 
     assert _own(loaded, known) == own
     Path("own.py").write_text(Path("own.py").read_text() + "# changed\n")
     assert _own(loaded, known).files != own.files  # nothing was trained yet
-    Path("runs/own-s0").mkdir(parents=True)
+    for other in ("own-small-s0", "search-own-small-try01"):  # a variant that is called alike
+        Path("runs", other).mkdir(parents=True)
+    assert _own(loaded, known).files != own.files
+    search = Path("runs/search-own-lr1e-05")
+    search.mkdir()
+    with pytest.raises(UserError, match=r"own\.py changed since runs/search-own-lr1e-05 was begun"):
+        _own(loaded, known)
+    search.rmdir()
+    Path("runs/own-s0").mkdir()
     with pytest.raises(UserError, match=r"own\.py changed since runs/own-s0 was begun") as caught:
         _own(loaded, known)
     assert caught.value.hint.startswith("bring the old one back, or begin another campaign")
