@@ -49,7 +49,7 @@ def long_run(
             finally:
                 child.kill()
                 child.wait()
-        if len(samples) < steps // every - 1:
+        if not samples or samples[-1]["step"] <= steps - 2 * every:
             text = (folder / "output.log").read_text().strip()
             raise UserError(f"the long run ended early: {text[-500:]}", "see what it says")
     found = {"steps": steps, "words": words, "every": every, **slopes(samples)}
@@ -59,9 +59,12 @@ def long_run(
 def watch(
     child: subprocess.Popen[bytes], log: Path, steps: int, every: int
 ) -> list[dict[str, float]]:
-    """A sample at every so many updates, until the process has ended."""
+    """A sample at every so many updates, until the process has ended.
+
+    An update that was refused has no row: then the next one's is taken.
+    """
     samples: list[dict[str, float]] = []
-    stamps: dict[int, float] = {}
+    before: dict[str, Any] | None = None
     place, held, running = 0, 0, True
     while running:
         running = child.poll() is None
@@ -69,21 +72,20 @@ def watch(
         held = memory_bytes(child.pid) or held  # the last known when it has ended
         rows, place = new_rows(log, place)
         for row in rows:
-            if row["step"] % every == 0:
-                stamps[row["step"]] = row["at"]
-                samples.append(sample(row, stamps, every, held))
-                tell(samples[-1], steps)
-    return samples[1:]  # the first has no beginning to be measured from
+            if before is None or row["step"] // every > before["step"] // every:
+                if before is not None and before["step"] >= every:
+                    samples.append(sample(row, before, held))
+                    tell(samples[-1], steps)
+                before = row
+    return samples
 
 
-def sample(
-    row: dict[str, Any], stamps: dict[int, float], every: int, held: int
-) -> dict[str, float]:
-    """The rate since the sample before, by the clock, and the memory now."""
-    took = row["at"] - stamps.get(row["step"] - every, -math.inf)
+def sample(row: dict[str, Any], before: dict[str, Any], held: int) -> dict[str, float]:
+    """The rate since the row before, by the clock, and the memory now."""
+    updates, took = row["step"] - before["step"], row["at"] - before["at"]
     return {
         "step": row["step"],
-        "tokens_per_second": every * row["num_targets"] / took,
+        "tokens_per_second": updates * row["num_targets"] / took,
         "rss_bytes": held,
         "loss": row["loss"],
     }

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from mule.batch import IGNORE
 from mule.models import native_loss
 
-CHUNK_TOKENS = 512  # between the slower 64 and 1,024 of a first trial (docs/log.md)
+CHUNK_TOKENS = 512  # 128, 256 and 1,024 are slower (docs/log.md)
 _DEVICE_CHUNK_TOKENS = 4096  # a guess: no GPU has been measured; 512 rows do not fill one
 
 # Trained rows are filled up to a multiple of this: every update would bring new shapes otherwise,
