@@ -5,10 +5,6 @@
 
 #pragma once
 
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
-
 #include "vectors.h"
 
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
@@ -49,13 +45,11 @@ inline void to_words(const float* row, long count, Pair* to) {
   }
 }
 
-inline Words rounded_to_bf16(Floats v) {
-  return (Words)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v));
-}
+inline Words narrowed_words(Floats v) { return __builtin_convertvector(narrowed(v), Words); }
 
 inline void to_words(const float* row, const float* next, long count, Pair* to) {
   for (long j = 0; j < count; j += LANES) {
-    const Words words = rounded_to_bf16(load(row + j)) | rounded_to_bf16(load(next + j)) << 16;
+    const Words words = narrowed_words(load(row + j)) | narrowed_words(load(next + j)) << 16;
     std::memcpy(to + j, &words, sizeof words);
   }
 }

@@ -2,10 +2,6 @@
 
 #pragma once
 
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
-
 #include <algorithm>
 #include <cmath>
 
@@ -42,13 +38,7 @@ inline void put(To* to, const void* from, long count) {
 inline void store(float* to, Floats v, long count) { put(to, &v, count); }
 
 inline void store(Bf16* to, Floats v, long count) {
-#if defined(__AVX512BF16__)
-  const __m256bh halves = _mm512_cvtneps_pbh((__m512)v);
-#else
-  const Words bits = (Words)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Words narrowed = v == v ? rounded : (bits >> 16) | 64;  // NaN stays NaN
-  const Halves halves = __builtin_convertvector(narrowed, Halves);
-#endif
+  const Halves halves = narrowed(v);
   put(to, &halves, count);
 }
 

@@ -3,6 +3,10 @@
 
 #pragma once
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -56,6 +60,16 @@ inline void narrow(float x, Bf16& to) {  // to the nearest, of two to the even o
   std::memcpy(&bits, &x, sizeof bits);
   const bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
   to.bits = is_nan ? (bits >> 16) | 64 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+// The lanes as bf16, rounded likewise.
+inline Halves narrowed(Floats v) {
+#if defined(__AVX512BF16__)
+  return (Halves)(__m256i)_mm512_cvtneps_pbh((__m512)v);
+#else
+  const Words bits = (Words)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return __builtin_convertvector(v == v ? rounded : (bits >> 16) | 64, Halves);
+#endif
 }
 
 // a * b + c, rounded as the vectors' own; written out, since a compiler fuses it in one place and not

@@ -19,6 +19,7 @@ from mule import fsio
 from mule.commands import lab_run
 from mule.errors import CheckFailed, UserError
 from mule.run import Run
+from tests.life.tiny_campaign import FILE, FOLDER, make_campaign
 from tests.life.tiny_life import REPOSITORY, outcome, write_data
 
 CAMPAIGN = """\
@@ -35,8 +36,6 @@ checkpoint: {every_steps: 2}
 evaluate: {every_steps: 3, max_rows: 4}
 decode: {enabled: false}
 """
-FILE = Path("small.yaml")
-FOLDER = Path("campaigns/small")
 
 
 def _result(name: str, folder: Path = FOLDER) -> dict[str, Any]:
@@ -46,16 +45,7 @@ def _result(name: str, folder: Path = FOLDER) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder where a campaign was made, with its summary."""
-    folder = tmp_path_factory.mktemp("campaign")
-    write_data(folder)
-    (folder / FILE).write_text(CAMPAIGN)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        (folder / "summary.json").write_text(json.dumps(lab_run.run(FILE, [])))
-    finally:
-        os.chdir(before)
-    return folder
+    return make_campaign(tmp_path_factory.mktemp("campaign"), CAMPAIGN)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +22,11 @@ from mule.models.own_model import OwnModel
 from mule.run import Run
 from mule.train.model import Maker
 from tests.docs_pages import parts
+from tests.life.tiny_campaign import FILE, FOLDER, make_campaign
 from tests.life.tiny_life import outcome, write_data
 
 pytestmark = pytest.mark.slow  # half a minute of processor time
 
-FILE = Path("small.yaml")
-FOLDER = Path("campaigns/small")
 CAMPAIGN = """\
 name: small
 budget: {active_params: 300k, hidden_size: 64, head_dim: 32, tolerance: 0.05}
@@ -57,18 +55,9 @@ def _documented() -> str:
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder where a campaign with the page's module was made, with its summary."""
     folder = tmp_path_factory.mktemp("own")
-    write_data(folder)
-    (folder / FILE).write_text(
-        CAMPAIGN.replace("compile_table: true\n", "decode: {enabled: false}\n")
-    )
     (folder / "own.py").write_text(_documented())
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        (folder / "summary.json").write_text(json.dumps(lab_run.run(FILE, [], modules=["own.py"])))
-    finally:
-        os.chdir(before)
-    return folder
+    text = CAMPAIGN.replace("compile_table: true\n", "decode: {enabled: false}\n")
+    return make_campaign(folder, text, modules=["own.py"])
 
 
 @pytest.fixture

@@ -23,17 +23,10 @@ from mule.data.sources.items import Conversation, Document, Message
 from mule.data.sources.options import ReadOptions
 from mule.errors import DataError, StorageError, UserError
 from mule.tokenizer import Tokenizer
+from tests.notes import Notes
 
 TOKENIZER = Tokenizer.train(["The capital of France is Paris, of Spain Madrid.\n" * 9], 300)
 DOCUMENTS = [f"Document {n} speaks of Paris{' and Spain' * n}.\n" for n in range(7)]
-
-
-class Notes(progress.Silence):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str, level: str) -> None:
-        self.texts.append(text)
 
 
 def prepare(

@@ -28,6 +28,7 @@ from mule.lab.search import (
 )
 from mule.run import Run
 from mule.train.guard import MAX_REFUSED_IN_A_ROW
+from tests.notes import Notes
 
 CAMPAIGN = """\
 budget: {active_params: 300k, hidden_size: 64, head_dim: 32, tolerance: 0.2}
@@ -46,14 +47,6 @@ PINNED = {"train.steps": 20, "train.step_rows": 4, "optim.warmup_steps": 5}
 needs_optuna = pytest.mark.skipif(
     importlib.util.find_spec("optuna") is None, reason="the extra search is not installed"
 )
-
-
-class Notes(progress.Silence):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str, level: str) -> None:
-        self.texts.append(f"{level}: {text}")
 
 
 def _plan(folder: Path, search: str) -> Plan:
@@ -239,7 +232,7 @@ def test_the_lowest_loss_chooses_and_all_tries_are_written(tmp_path: Path) -> No
     told = (
         f"info: mha: learning rate {rate:g}, weight decay {decay:g} (of 9 tries, validation loss "
     )
-    assert notes.texts[0].startswith(told) and len([t for t in notes.texts if told in t]) == 1
+    assert notes.leveled[0].startswith(told) and len([t for t in notes.leveled if told in t]) == 1
 
 
 def test_the_best_at_an_edge_is_warned_of(tmp_path: Path) -> None:
@@ -247,7 +240,7 @@ def test_the_best_at_an_edge_is_warned_of(tmp_path: Path) -> None:
     _search(plan)
     with progress.using(notes):
         assert chosen_settings(plan, Job("mha", "", 3)) == {"optim.learning_rate": 3e-2}
-    assert notes.texts[1] == (
+    assert notes.leveled[1] == (
         "warning: mha: the best learning rate 0.03, at the lower end of 0.03 to 0.1: a better one may "
         "lie beyond"
     )

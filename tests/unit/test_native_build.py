@@ -14,15 +14,8 @@ from mule.generate.forward import Part
 from mule.generate.native.build import library
 from mule.generate.native.decoder import NativeForward, can_be_native
 from mule.native import build
+from tests.notes import Notes
 from tests.tiny import tiny_model
-
-
-class Notes(progress.Silence):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str, level: str) -> None:
-        self.texts.append(text)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from mule import machine, progress
 from mule.batch import IGNORE
 from mule.models import native_attention, native_loss, native_training
 from mule.models.packed_attention import packed_attention
+from tests.notes import Notes
 from tests.tiny import TINY, random_batch, tiny_model
 
 Tensors = list[torch.Tensor]
@@ -161,14 +162,6 @@ def test_targets() -> None:
     for wrong in (40, -7):
         with pytest.raises(IndexError, match="beyond the 40 logits"):
             native_loss.softmax_nll_(torch.randn(1, 40), torch.tensor([wrong]), None, None)
-
-
-class Notes(progress.Silence):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str, level: str) -> None:
-        self.texts.append(text)
 
 
 @pytest.fixture

@@ -16,19 +16,12 @@ import pytest
 from mule import fsio, progress
 from mule.errors import BusyError, StorageError, UserError
 from mule.run import Run, list_runs
+from tests.notes import Notes
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return Run.create(tmp_path, "pizza", "train: {steps: 5}\n")
-
-
-class Notes(progress.Silence):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str, level: str) -> None:
-        self.texts.append(f"{level}: {text}")
 
 
 def save(run: Run, *steps: int) -> None:
@@ -227,8 +220,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run: Run, damage: st
     notes = Notes()
     with progress.using(notes), run.lock():
         assert run.latest_checkpoint() == (10, run.checkpoint_dir(10))
-    assert len(notes.texts) == 1
-    assert notes.texts[0].startswith("warning: checkpoint-00000020 is damaged and passed over (")
+    assert len(notes.leveled) == 1
+    assert notes.leveled[0].startswith("warning: checkpoint-00000020 is damaged and passed over (")
     assert [event["path"] for event in run.events()] == ["checkpoint-00000020"]
 
 
@@ -245,7 +238,7 @@ def test_a_broken_latest_json_falls_back_to_the_newest(run: Run) -> None:
     notes = Notes()
     with progress.using(notes):
         assert run.latest_checkpoint() == (20, run.checkpoint_dir(20))
-    assert "latest.json is damaged" in notes.texts[0]
+    assert "latest.json is damaged" in notes.leveled[0]
 
 
 def test_all_damaged_is_an_error_and_not_a_fresh_start(run: Run) -> None:
