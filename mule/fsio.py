@@ -25,7 +25,6 @@ from mule.errors import MuleError, StorageError, UserError
 
 MANIFEST = "manifest.json"
 _HASHED_BYTES = 1 << 22  # at once
-_PARSED_LINES = 2000  # at once: other threads have to wait meanwhile
 _TEMPORARY = ".partial-"  # prefix of everything that is not yet committed
 _OLD = f"{_TEMPORARY}~"  # prefix of what is being replaced
 _RANDOM = "?" * 8  # how tempfile ends the names of folders
@@ -245,38 +244,6 @@ class AppendLog:
 
     def close(self) -> None:
         os.close(self._descriptor)
-
-
-def read_log(path: Path | str) -> list[dict[str, Any]]:
-    """The rows of a JSONL log; a line cut off by a crash is left out."""
-    return read_log_from(path, 0)[0]
-
-
-def read_log_from(path: Path | str, start: int) -> tuple[list[dict[str, Any]], int]:
-    """The rows behind byte `start` of a JSONL log, and the byte at which the next ones will begin.
-
-    A line in whose middle `start` lies is left out, as is one cut off by a crash.
-    """
-    first = max(0, start - 1)  # a newline there says that a line begins at `start`
-    try:
-        with open(path, "rb") as file:
-            file.seek(first)
-            content = file.read()
-    except FileNotFoundError:
-        return [], start
-    whole, _, torn = content.rpartition(b"\n")
-    lines, size = whole.split(b"\n")[1 if start else 0 :], _PARSED_LINES
-    rows = [row for at in range(0, len(lines), size) for row in _rows_of(lines[at : at + size])]
-    return rows, max(start, first + len(content) - len(torn))
-
-
-def _rows_of(lines: list[bytes]) -> list[dict[str, Any]]:
-    """Those of the lines that are JSON; all in one go where they are, which is faster."""
-    with contextlib.suppress(ValueError):  # not JSON, or not UTF-8
-        rows = json.loads(b"[" + b",".join(lines) + b"]")
-        if len(rows) == len(lines):
-            return rows
-    return [row for line in lines for row in _rows_of([line])] if len(lines) > 1 else []
 
 
 # ---------------------------------------------------------------- sums and space

@@ -17,17 +17,19 @@ from __future__ import annotations
 import contextlib
 import difflib
 import fcntl
+import itertools
 import math
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mule import fsio, locks, progress
+from mule import attempts, fsio, locks, logs, progress
 from mule.errors import BusyError, StorageError, UserError
+from mule.logs import Rows
 
 RUNS = Path("runs")
 State = Literal["new", "running", "finished", "interrupted", "failed"]
@@ -121,7 +123,7 @@ class Run:
             return "new"
         return "interrupted" if ends[-1]["kind"] == "started" else ends[-1]["kind"]
 
-    def killed_after(self, rows: list[dict[str, Any]] | None = None) -> dict[str, Any] | None:
+    def killed_after(self, rows: Sequence[dict[str, Any]] | None = None) -> dict[str, Any] | None:
         """The last row of an attempt that ended without a word; None when it said how it ended.
 
         A row of step 0 stands for an attempt that made no update. Ask when the run is not running;
@@ -184,13 +186,16 @@ class Run:
         for log in self._logs.values():
             log.sync()
 
-    def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
+    def metrics(self, kind: str | None = None) -> Rows:
         """The rows by step, the newest attempt of each; `kind` keeps the rows that carry it.
 
         Updates that a rollback undid are left out.
         """
-        rows = [row for row in self._read("metrics") if kind is None or row.get("kind") == kind]
-        return self.standing(rows)
+        stands, log = attempts.stands(self.events()), logs.iter_log(self.folder / "metrics.jsonl")
+        rows = Rows(row for row in log if stands(row) and kind in (None, row.get("kind")))
+        steps = rows.pick("step")
+        is_ordered = all(before < after for before, after in itertools.pairwise(steps))
+        return rows if is_ordered else Rows(attempts.newest(rows))
 
     def samples(self) -> list[dict[str, Any]]:
         """The logged answers by step, the newest attempt of each."""
@@ -198,16 +203,7 @@ class Run:
 
     def standing(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Rows of updates that are part of the run: neither made again later nor rolled back."""
-        restarts, undone = _restarts(self.events()), self.standing_events("rolled back")
-        return [
-            row
-            for row in _newest(rows)
-            if not _is_taken_back(row, restarts)
-            and not any(
-                event["to"] < row["step"] <= event["step"] and row["attempt"] <= event["attempt"]
-                for event in undone
-            )
-        ]
+        return list(filter(attempts.stands(self.events()), attempts.newest(rows)))
 
     def events(self) -> list[dict[str, Any]]:
         """Every event of every attempt, in order."""
@@ -215,9 +211,7 @@ class Run:
 
     def standing_events(self, *kinds: str) -> list[dict[str, Any]]:
         """Events about updates, without those of updates that a later attempt makes again."""
-        events = self.events()
-        restarts = _restarts(events)
-        return [e for e in events if e["kind"] in kinds and not _is_taken_back(e, restarts)]
+        return attempts.standing_events(self.events(), *kinds)
 
     # ------------------------------------------------------------ checkpoints
 
@@ -306,7 +300,7 @@ class Run:
         self._logs[name].append({key: _finite(value) for key, value in stamped.items()})
 
     def _read(self, name: str) -> list[dict[str, Any]]:
-        return fsio.read_log(self.folder / f"{name}.jsonl")
+        return logs.read_log(self.folder / f"{name}.jsonl")
 
     def _close_logs(self) -> None:
         for log in self._logs.values():
@@ -339,30 +333,6 @@ class Run:
 def list_runs(root: Path = RUNS) -> list[Run]:
     """Every run below `root`, by name."""
     return [Run(path.parent) for path in sorted(root.glob(f"*/{_RECIPE}"))]
-
-
-def _newest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each (kind, step), of its newest attempt, by step."""
-    found: dict[tuple[Any, int], dict[str, Any]] = {}
-    for row in rows:
-        key = (row.get("kind"), row["step"])
-        if key not in found or row["attempt"] >= found[key]["attempt"]:
-            found[key] = row
-    return sorted(found.values(), key=lambda row: row["step"])
-
-
-def _restarts(events: list[dict[str, Any]]) -> dict[int, int]:
-    """Attempt -> the update it resumed after, where it was logged."""
-    return {
-        event["attempt"]: event["from_step"]
-        for event in events
-        if event["kind"] == "started" and "from_step" in event
-    }
-
-
-def _is_taken_back(row: dict[str, Any], restarts: dict[int, int]) -> bool:
-    """Whether a later attempt began before the row's update."""
-    return any(row["step"] > step for began, step in restarts.items() if began > row["attempt"])
 
 
 def _holds_work(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from mule import fsio
+from mule import logs
 from mule.run import Run
 
 Axis = Literal["steps", "tokens", "seconds", "hours"]
@@ -87,11 +87,11 @@ class Columns:
         if is_other or begun != self._begun:
             self._clear()
             self._begun, self._inode = begun, about.st_ino if about else 0
-        added, end = fsio.read_log_from(file, self._end)
+        added, end = logs.read_log_from(file, self._end)
         if self.steps and any(row["step"] <= self.steps[-1] for row in added):
             self._end = 0  # an update stands there anew: the whole log says which row counts
             self._clear_columns()
-            added, end = fsio.read_log_from(file, 0)
+            added, end = logs.read_log_from(file, 0)
         self._end = end
         self._add(self.run.standing(added) if added else [])
         return self

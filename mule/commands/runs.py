@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mule import fsio
+from mule import logs
 from mule.commands.run_files import Kept, settings_of
 from mule.config.dump import read_reasons
 from mule.plan.killed import killed_in_words
@@ -126,7 +127,7 @@ def _last_rows(run: Run, every_steps: int) -> list[dict[str, Any]]:
     size = file.stat().st_size if file.is_file() else 0
     wanted = _TAIL_BYTES
     while True:
-        rows = run.standing(fsio.read_log_from(file, max(0, size - wanted))[0])
+        rows = run.standing(logs.read_log_from(file, max(0, size - wanted))[0])
         is_told = rows and None not in _last_figures(rows).values()
         spans = rows and every_steps and rows[-1]["step"] - rows[0]["step"] > every_steps
         if wanted >= size or is_told or spans:
@@ -147,7 +148,7 @@ def _last_figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _validation_by(rows: list[dict[str, Any]], key: str, what: str) -> list[dict[str, Any]]:
+def _validation_by(rows: Sequence[dict[str, Any]], key: str, what: str) -> list[dict[str, Any]]:
     """The first and the newest validation loss of each source or category, where there are any."""
     found = [row[key] for row in rows if key in row]
     if not found:

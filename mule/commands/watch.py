@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from mule import fsio
+from mule import logs
 from mule.commands.columns import Columns
 from mule.commands.curves import curves
 from mule.commands.run_look import looks
@@ -77,10 +77,10 @@ class Watched:
     def new_rows(self) -> list[dict[str, Any]]:
         """The rows of metrics that were written since the last call; at first the newest one."""
         if self._end:
-            rows, self._end = fsio.read_log_from(self._log, self._end)
+            rows, self._end = logs.read_log_from(self._log, self._end)
             return rows
         size = self._log.stat().st_size if self._log.is_file() else 0
-        rows, self._end = fsio.read_log_from(self._log, max(0, size - _TAIL_BYTES))
+        rows, self._end = logs.read_log_from(self._log, max(0, size - _TAIL_BYTES))
         return rows[-1:]
 
     def _look(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, islice
 
-from mule import fsio, progress
+from mule import fsio, logs, progress
 from mule.data.contract import check_template
 from mule.data.encode import (
     Batch,
@@ -95,7 +95,7 @@ def find_start(
     work: fsio.Unfinished, tokenizer: Tokenizer, labelled: tuple[bool, ...]
 ) -> Start | None:
     """Where an unfinished production stands; None where there is nothing to go on from."""
-    rows = fsio.read_log(work.log)
+    rows = logs.read_log(work.log)
     if not rows:
         return None
     row = rows[-1]

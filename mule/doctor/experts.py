@@ -31,11 +31,11 @@ class Load:
 def load(history: History) -> Load | None:
     """Over the later third of the reports since the routers settled; None of too few to tell."""
     settled = warmup_steps(history) + _SETTLING_STEPS
-    reports = [row for row in history.rows if row.get("moe") and row["step"] >= settled]
+    reports = [(step, moe) for step, moe in history.pick("moe") if moe and step >= settled]
     count = max(_FEWEST_REPORTS, len(reports) // _LATER)
     if len(reports) < _FEWEST_REPORTS:
         return None
-    chosen = [row["moe"] for row in reports[-count:]]
+    chosen = [moe for _, moe in reports[-count:]]
     layers: list[int] = chosen[-1]["layers"]
     totals: dict[int, list[int]] = {}
     for report in chosen:
@@ -51,7 +51,7 @@ def load(history: History) -> Load | None:
     num = len(next(iter(shares.values())))
     known = history.facts.get("experts", {}).get("per_token")
     per_token = known or history.recipe.model.moe.experts_per_token or min(_USUAL_PER_TOKEN, num)
-    return Load(shares, num / per_token, reports[-count]["step"], len(chosen))
+    return Load(shares, num / per_token, reports[-count][0], len(chosen))
 
 
 def remedy(history: History) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from mule import fsio
 from mule.config.load import load_recipe
 from mule.config.schema import Recipe
 from mule.errors import UserError
+from mule.logs import Rows, pick
 from mule.run import Run
 
 FACTS = "facts.json"  # what assembling found out: data, labels, machine, plan
@@ -34,6 +36,16 @@ class Series:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+
+def series_of(points: Iterable[tuple[int, float | None]]) -> Series:
+    """The figure of these points, but for those without a value."""
+    steps, values = array("q"), array("d")
+    for step, value in points:
+        if value is not None:
+            steps.append(step)
+            values.append(value)
+    return Series(steps, values)
 
 
 @dataclass(frozen=True)
@@ -76,9 +88,22 @@ class History:
     def series(self, name: str) -> Series:
         """A figure of the rows, such as `loss` or `val_loss`; empty where none was logged."""
         if name not in self._series:
-            found = [(row["step"], row[name]) for row in self.rows if row.get(name) is not None]
-            self._series[name] = Series([step for step, _ in found], [v for _, v in found])
+            self._series[name] = series_of(self.pick(name))
         return self._series[name]
+
+    def pick(self, *names: str, of_attempt: int | None = None) -> Iterator[tuple[Any, ...]]:
+        """The update and these figures of every row, None where one is missing.
+
+        `of_attempt` leaves out the rows of others.
+        """
+        for attempt, step, *figures in pick(self.rows, "attempt", "step", *names):
+            if of_attempt is None or (attempt or 1) == of_attempt:
+                yield step, *figures
+
+    @cached_property
+    def newest_attempt(self) -> int:
+        """A resumed run is another process from then on."""
+        return max((attempt or 1 for (attempt,) in pick(self.rows, "attempt")), default=1)
 
     def has(self, name: str) -> bool:
         """Whether a rule's need is there: a figure of the rows, `samples`, or `facts.<key>`."""
@@ -86,13 +111,13 @@ class History:
             return bool(self.samples)
         if name.startswith("facts."):
             return self.facts.get(name.removeprefix("facts.")) is not None
-        return len(self.series(name)) > 0
+        return any(value is not None for _, value in self.pick(name))
 
     def until(self, step: int) -> History:
         """The history as it was after that update."""
         return replace(
             self,
-            rows=[row for row in self.rows if row["step"] <= step],
+            rows=Rows(row for row in self.rows if row["step"] <= step),
             events=[event for event in self.events if event.get("step", 0) <= step],
             samples=[sample for sample in self.samples if sample["step"] <= step],
         )

@@ -21,6 +21,8 @@ FOUNDATION = (
     "fsio",
     "french",
     "locks",
+    "logs",
+    "attempts",
     "hub",
     "batch",
     "machine",

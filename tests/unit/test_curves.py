@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mule import fsio
+from mule import logs
 from mule.commands.columns import Columns, ColumnStore
 from mule.commands.curves import MAX_POINTS, band, curves, extremes, marks
 from mule.errors import UserError
@@ -171,7 +171,7 @@ def test_losses_of_each_source_are_traces_of_the_loss(tmp_path: Path) -> None:
 def test_only_what_was_added_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = _run(tmp_path)
     read: list[int] = []
-    real = fsio.read_log_from
+    real = logs.read_log_from
 
     def counted(path: Any, start: int) -> Any:
         rows, end = real(path, start)
@@ -179,7 +179,7 @@ def test_only_what_was_added_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
             read.append(len(rows))
         return rows, end
 
-    monkeypatch.setattr(fsio, "read_log_from", counted)
+    monkeypatch.setattr(logs, "read_log_from", counted)
     columns = Columns(run).refresh()
     assert len(columns) == 0
     with run.lock():

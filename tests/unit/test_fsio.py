@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mule import fsio, locks
+from mule import fsio, locks, logs
 from mule.errors import DataError, StorageError
 
 
@@ -85,13 +85,13 @@ def test_a_torn_line_is_left_out_and_cut_off(tmp_path: Path) -> None:
     log.close()
     with open(file, "ab") as out:
         out.write('{"step": 2, "é'.encode()[:-1])
-    assert fsio.read_log(file) == [{"step": 1}]
+    assert logs.read_log(file) == [{"step": 1}]
     log = fsio.AppendLog(file)
     log.append({"step": 3})
     log.sync()
     log.close()
-    assert fsio.read_log(file) == [{"step": 1}, {"step": 3}]
-    assert fsio.read_log(tmp_path / "absent") == []
+    assert logs.read_log(file) == [{"step": 1}, {"step": 3}]
+    assert logs.read_log(tmp_path / "absent") == []
 
 
 def test_a_line_written_in_two_parts_is_whole(
@@ -103,7 +103,7 @@ def test_a_line_written_in_two_parts_is_whole(
     log.append({"step": 12345})
     monkeypatch.undo()
     log.close()
-    assert fsio.read_log(tmp_path / "log") == [{"step": 12345}]
+    assert logs.read_log(tmp_path / "log") == [{"step": 12345}]
 
 
 @pytest.mark.parametrize(

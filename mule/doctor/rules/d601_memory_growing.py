@@ -18,7 +18,7 @@ import itertools
 
 from mule.doctor import signals
 from mule.doctor.finding import Found, Rule
-from mule.doctor.history import History, Series
+from mule.doctor.history import History, Series, series_of
 from mule.message import Message
 
 _FEWEST_UPDATES = 40
@@ -71,11 +71,8 @@ def _goes_on(lows: list[float]) -> bool:
 
 def _of_this_attempt(history: History) -> Series:
     """A resumed run is another process, with fresh memory."""
-    newest = max((row.get("attempt", 1) for row in history.rows), default=1)
-    rows = [row for row in history.rows if row.get("attempt", 1) == newest]
-    name = "memory_now_bytes" if rows and rows[-1].get("memory_now_bytes") else "memory_bytes"
-    found = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-    return Series([step for step, _ in found], [value for _, value in found])
+    name = "memory_now_bytes" if history.rows[-1].get("memory_now_bytes") else "memory_bytes"
+    return series_of(history.pick(name, of_attempt=history.newest_attempt))
 
 
 RULE = Rule("D601", "memory growing", _check, needs=("memory_bytes",))

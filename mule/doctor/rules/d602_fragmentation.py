@@ -24,14 +24,11 @@ _SHARE, _GREW = 0.2, 0.1  # of what is reserved
 
 
 def _check(history: History) -> Found | None:
-    newest = max((row.get("attempt", 1) for row in history.rows), default=1)
     found = []
-    for row in history.rows:
-        if row.get("attempt", 1) == newest and row.get("devices"):
-            device = row["devices"][0]
-            if "peak_reserved_bytes" in device:
-                reserved, active = device["peak_reserved_bytes"], device["peak_active_bytes"]
-                found.append((row["step"], reserved, reserved - active))
+    for step, devices in history.pick("devices", of_attempt=history.newest_attempt):
+        if devices and "peak_reserved_bytes" in devices[0]:
+            reserved, active = (devices[0][f"peak_{kind}_bytes"] for kind in ("reserved", "active"))
+            found.append((step, reserved, reserved - active))
     if len(found) < _FEWEST:
         return None
     gaps = [gap for _, _, gap in found]

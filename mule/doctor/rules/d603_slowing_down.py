@@ -15,9 +15,11 @@ in which a thread waits for a core.
 
 from __future__ import annotations
 
+import itertools
+
 from mule.doctor import signals
 from mule.doctor.finding import Found, Rule, Severity
-from mule.doctor.history import History, Series
+from mule.doctor.history import History, Series, series_of
 from mule.doctor.phases import recent
 from mule.message import Message
 
@@ -80,20 +82,14 @@ def _dropped(series: Series) -> tuple[float, float, int] | None:
 
 def _rates(history: History) -> tuple[Series, Series]:
     """Tokens a second of the newest attempt as they were, and as if nobody else had been there."""
-    newest = max((row.get("attempt", 1) for row in history.rows), default=1)
-    rows = [row for row in history.rows if row.get("attempt", 1) == newest][_WARMING:]
-    rows = [row for row in rows if row.get("tokens_per_second")]
-    own = [
-        (row["step"], row["tokens_per_second"] / (1 - row["core_wait_share"]))
-        for row in rows
-        if row.get("core_wait_share") is not None and row["core_wait_share"] <= _STARVED
-    ]
-    rates = [(row["step"], row["tokens_per_second"]) for row in rows]
-    return _series(rates), _series(own)
-
-
-def _series(points: list[tuple[int, float]]) -> Series:
-    return Series([step for step, _ in points], [value for _, value in points])
+    rows = history.pick("tokens_per_second", "core_wait_share", of_attempt=history.newest_attempt)
+    known = [row for row in itertools.islice(rows, _WARMING, None) if row[1]]
+    own = (
+        (step, rate / (1 - waited))
+        for step, rate, waited in known
+        if waited is not None and waited <= _STARVED
+    )
+    return series_of((step, rate) for step, rate, _ in known), series_of(own)
 
 
 RULE = Rule("D603", "throughput drops", _check, needs=("tokens_per_second",))

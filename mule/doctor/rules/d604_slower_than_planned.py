@@ -24,22 +24,21 @@ _STARVED = 0.95  # of the time without a core: what is left says little about th
 
 def _check(history: History) -> Found | None:
     planned = history.facts.get("plan", {}).get("update_s")
-    rows = [row for row in history.rows if row.get("steps_per_second")][_WARMING:]
+    picked = history.pick("steps_per_second", "core_wait_share")
+    rows = [(step, 1 / rate, waited or 0.0) for step, rate, waited in picked if rate][_WARMING:]
     if not planned or len(rows) < _FEWEST_UPDATES - _WARMING:
         return None
-    took = signals.median([1 / row["steps_per_second"] for row in rows])
-    own = signals.median(
-        [(1 - (row.get("core_wait_share") or 0.0)) / row["steps_per_second"] for row in rows]
-    )
+    took = signals.median([took for _, took, _ in rows])
+    own = signals.median([(1 - waited) * took for _, took, waited in rows])
     if max(took, own) < _SOMEWHAT * planned:
         return None
-    waited = signals.median([row.get("core_wait_share") or 0.0 for row in rows])
+    waited = signals.median([waited for _, _, waited in rows])
     is_far = own >= _FAR * planned and waited <= _STARVED
     others = "" if own >= _SOMEWHAT * planned else Message("; others on the machine had the cores")
     left = (history.num_steps - history.step) * took
     return Found(
         "warning" if is_far else "note",
-        rows[0]["step"],
+        rows[0][0],
         Message("an update takes {:.3g} s, planned {:.3g} s{}", took, planned, others)
         + (Message("; {:,.0f} minutes are left", left / 60) if left > 60 else ""),
         Message("end what else uses the machine (top, nvidia-smi); plan again: mule plan RECIPE"),
