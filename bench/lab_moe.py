@@ -5,7 +5,8 @@
 
 The loop is the one that most code has (transformers' eager experts, LitGPT): each expert's tokens are
 looked up, computed and added, and autograd does the rest. A third way, `F.grouped_mm`, is what a GPU
-takes; on the CPU it is not compiled in fp32. All compute the same, which is checked first.
+takes; on the CPU it is not compiled in fp32. All compute the same, which is checked first. In bf16 too
+where the processor multiplies it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mule.models import native_experts
 from mule.models.config import ModelConfig, MoEConfig
 from mule.models.experts import _grouped
 from mule.models.moe import MoE
@@ -30,6 +32,8 @@ TARGET = 2.0  # times the loop's speed, without dropping, at 8 experts
 # name, tokens, hidden channels, channels inside an expert: a campaign's shape, and one of 125M active
 SHAPES = (("10M", 4096, 256, 384), ("125M", 2048, 768, 1024))
 QUICK = (("tiny", 64, 32, 32),)
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
 class Loop(MoE):
@@ -44,7 +48,7 @@ class Loop(MoE):
             both = F.linear(flat[token], self.experts.gate_up_proj[expert])
             gate, up = both.chunk(2, dim=-1)
             out = F.linear(F.silu(gate) * up, self.experts.down_proj[expert])
-            y.index_add_(0, token, out * weights[token, place, None])
+            y.index_add_(0, token, out * weights[token, place, None].to(out.dtype))
         return y
 
 
@@ -64,13 +68,17 @@ def rows(quick: bool) -> list[dict[str, Any]]:
     """A comparison each, as bench/lab.py shows them."""
     set_up_compiler()
     found = []
-    for name, tokens, hidden, inner in QUICK if quick else SHAPES:
-        ours, loop, grouped = (layer(kind, hidden, inner) for kind in (MoE, Loop, Grouped))
-        x = torch.randn(1, tokens, hidden)
+    shapes = [(*shape, kind) for kind in _precisions() for shape in (QUICK if quick else SHAPES)]
+    for name, tokens, hidden, inner, precision in shapes:
+        ours, loop, grouped = (
+            layer(kind, hidden, inner).to(precision) for kind in (MoE, Loop, Grouped)
+        )
+        x = torch.randn(1, tokens, hidden).to(precision)
         repeats = 2 if quick else 7
         for other in (loop, grouped):
             _check_same(ours, other, x)
         what = f"8 experts, top 2, {tokens:,} tokens of {hidden} channels, experts {inner} wide"
+        what += f", {NAMES[precision]}"
         compiled, loop_compiled = torch.compile(ours, dynamic=False), torch.compile(loop)
         for mode, one, other, label in (
             ("eager", ours, loop, "a loop over experts"),
@@ -90,6 +98,11 @@ def rows(quick: bool) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def _precisions() -> list[torch.dtype]:
+    """Those in which this machine multiplies by itself."""
+    return [torch.float32, torch.bfloat16] if native_experts.multiplies_bf16() else [torch.float32]
 
 
 def layer(kind: type[MoE], hidden: int, inner: int) -> MoE:
@@ -129,7 +142,7 @@ def _check_same(one: MoE, other: MoE, x: torch.Tensor) -> None:
         passed = _pass(module, x)
         found.append(passed + [p.grad for p in module.parameters() if p.grad is not None])
     for ours, theirs in zip(*found, strict=True):
-        assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
+        assert (ours - theirs).norm() <= TOLERANCES[x.dtype] * theirs.norm()
 
 
 def _times(one: Any, other: Any, x: torch.Tensor, repeats: int) -> tuple[float, float]:

@@ -10,10 +10,13 @@ of the stacked weights, would fill a tensor as large as all of them for each exp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch.nn import functional as F
+
+from mule.models import native_experts, torch_experts
 
 
 def apply_experts(
@@ -68,7 +71,9 @@ def _grouped(
     gate, up = F.grouped_mm(rows, gate_up.transpose(1, 2), offs=offs).chunk(2, dim=-1)
     y = F.grouped_mm((F.silu(gate) * up).contiguous(), down.transpose(1, 2), offs=offs)
     y = y.where(is_assigned[:, None], 0.0)
-    return _sum_by_token(y * weights.flatten()[order, None].to(y.dtype), order, top_k)
+    return torch_experts.sum_by_token(
+        y * weights.flatten()[order, None].to(y.dtype), order, top_k, ()
+    )
 
 
 # ---------------------------------------------------------------- expert by expert
@@ -89,13 +94,13 @@ def _experts(
     product is done for all experts at once.
     """
     top_k, bounds = weights.shape[1], ends.tolist()
+    between, products = _kernels(x, down)
     inner = x.new_empty(len(order), gate_up.shape[1])
-    _multiply(x.index_select(0, order // top_k), gate_up.transpose(1, 2), bounds, inner)
-    gate, up = inner.chunk(2, dim=-1)
-    hidden = F.silu(gate).mul_(up).mul_(weights.flatten()[order, None])
+    products.multiply(x.index_select(0, order // top_k), gate_up.transpose(1, 2), bounds, inner)
+    hidden = between.swiglu(inner, weights, order, bounds)
     out = x.new_empty(len(order), x.shape[1])
-    _multiply(hidden, down.transpose(1, 2), bounds, out)
-    return _sum_by_token(out, order, top_k), inner
+    products.multiply(hidden, down.transpose(1, 2), bounds, out)
+    return between.sum_by_token(out, order, top_k, bounds), inner
 
 
 @_experts.register_fake
@@ -110,28 +115,24 @@ def _backward(
     """The gradients of x, the weights, gate_up and down, for the `inputs` of `_experts`."""
     x, weights, order, ends, gate_up, down = inputs
     top_k, bounds = weights.shape[1], ends.tolist()
-    tokens, factor = order // top_k, weights.flatten()[order, None]
-    gate, up = inner.chunk(2, dim=-1)
+    between, products = _kernels(x, down)
+    tokens = order // top_k
     grad_gate_up, grad_down = torch.empty_like(gate_up), torch.empty_like(down)
-    grad_inner, grad_hidden = torch.empty_like(inner), torch.empty_like(gate)
-    grad_gate, grad_up = grad_inner.chunk(2, dim=-1)  # room for other things first
 
     grad_rows = grad_y.index_select(0, tokens)
-    _multiply(grad_rows, down, bounds, grad_hidden)  # before the router's weight
-    activated = torch.ops.aten.silu.out(gate, out=grad_up)
-    hidden = activated * up
-    grad_weights = torch.empty_like(weights)
-    grad_weights.view(-1)[order] = torch.mul(grad_hidden, hidden, out=grad_gate).sum(-1)
-    _multiply_transposed(grad_rows, hidden.mul_(factor), bounds, grad_down)
-    del grad_rows, hidden
+    grad_hidden = inner.new_empty(len(order), down.shape[2])
+    products.multiply(grad_rows, down, bounds, grad_hidden)  # before the router's weight
+    hidden, grad_inner, grad_weights = between.swiglu_backward(
+        grad_hidden, inner, weights, order, bounds
+    )
+    products.multiply_transposed(grad_rows, hidden, bounds, grad_down)
+    del grad_hidden, hidden
 
-    grad_up.mul_(grad_hidden.mul_(factor))
-    torch.ops.aten.silu_backward.grad_input(grad_hidden.mul_(up), gate, grad_input=grad_gate)
-    del grad_hidden
-    rows = x.index_select(0, tokens)
-    _multiply_transposed(grad_inner, rows, bounds, grad_gate_up)
-    _multiply(grad_inner, gate_up, bounds, rows)
-    return _sum_by_token(rows, order, top_k), grad_weights, grad_gate_up, grad_down
+    rows = torch.index_select(x, 0, tokens, out=grad_rows)
+    products.multiply_transposed(grad_inner, rows, bounds, grad_gate_up)
+    products.multiply(grad_inner, gate_up, bounds, rows)
+    grad_x = between.sum_by_token(rows, order, top_k, bounds)
+    return grad_x, grad_weights, grad_gate_up, grad_down
 
 
 @_backward.register_fake
@@ -140,36 +141,12 @@ def _(grad_y, inner, inputs):  # type: ignore[no-untyped-def]
     return tuple(torch.empty_like(t) for t in (x, weights, gate_up, down))
 
 
-def _multiply(
-    rows: torch.Tensor, matrices: torch.Tensor, bounds: Sequence[int], out: torch.Tensor
-) -> None:
-    """out (S, B): rows (S, A), each times its expert's of `matrices` (E, A, B); of no expert, 0."""
-    for expert, part in _parts(bounds):
-        torch.mm(rows[part], matrices[expert], out=out[part])
-    out[bounds[-1] :] = 0.0
-
-
-def _multiply_transposed(
-    left: torch.Tensor, right: torch.Tensor, bounds: Sequence[int], out: torch.Tensor
-) -> None:
-    """out (E, A, B): of each expert's rows, left (S, A) transposed times right (S, B)."""
-    for expert, part in _parts(bounds):
-        torch.mm(left[part].T, right[part], out=out[expert])
-
-
-def _parts(bounds: Sequence[int]) -> Iterator[tuple[int, slice]]:
-    """Each expert and its rows, none perhaps: a product of nothing is 0."""
-    start = 0
-    for expert, end in enumerate(bounds):
-        yield expert, slice(start, end)
-        start = end
-
-
-def _sum_by_token(rows: torch.Tensor, order: torch.Tensor, top_k: int) -> torch.Tensor:
-    """(N, D): the sums of each token's rows (S, D), which are in the experts' order."""
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order), device=order.device)
-    return rows.index_select(0, place).view(-1, top_k, rows.shape[1]).sum(1)
+def _kernels(x: torch.Tensor, down: torch.Tensor) -> tuple[ModuleType, ModuleType]:
+    """What computes between the products, and the products; in C++ where that is there."""
+    if not native_experts.serves(x, down):
+        return torch_experts, torch_experts
+    multiplies = x.dtype == torch.bfloat16 and native_experts.multiplies_bf16()
+    return native_experts, native_experts if multiplies else torch_experts
 
 
 def _set_up(ctx, inputs, output):  # type: ignore[no-untyped-def]

@@ -72,6 +72,11 @@ inline Halves narrowed(Floats v) {
 #endif
 }
 
+inline void store(Bf16* to, Floats v) {
+  const Halves halves = narrowed(v);
+  std::memcpy(to, &halves, sizeof halves);
+}
+
 // a * b + c, rounded as the vectors' own; written out, since a compiler fuses it in one place and not
 // in another.
 inline float multiply_add(float a, float b, float c) {
