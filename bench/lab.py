@@ -204,7 +204,7 @@ def _worker(words: list[str], cache: Path) -> Iterator[Worker]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=environment(cache) | {"OMP_WAIT_POLICY": "passive"},  # who waits takes no core
+        env=environment(cache),
     )
     assert process.stdin is not None and process.stdout is not None
     with process:

@@ -6,12 +6,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mule.models import native_mamba
+
 
 class CausalConv(nn.Module):
     """silu(bias + sum over k of weight[k] * x[t - K + 1 + k]), channel by channel.
 
-    A sum of shifted products, which the compiler makes one kernel of, in the layout of the
-    projections around it. `weight` (C, 1, K) is as nn.Conv1d has it.
+    A sum of shifted products, in C++ where that is there; elsewhere the compiler makes one kernel of
+    it, in the layout of the projections around it. `weight` (C, 1, K) is as nn.Conv1d has it.
     """
 
     def __init__(self, num_channels: int, kernel_size: int, *, bias: bool) -> None:
@@ -27,6 +29,8 @@ class CausalConv(nn.Module):
     ) -> torch.Tensor:
         """(R, T, C) -> (R, T, C). `before` (R, K - 1, C) are the inputs before the first, 0 when not
         given; with `segments` (R, T) a token sees those of its own document only."""
+        if before is None and native_mamba.convolves(x, self.weight):
+            return native_mamba.causal_conv(x, self.weight, self.bias, segments)
         length, last = x.shape[1], self.weight.shape[-1] - 1
         rows = F.pad(x, (0, 0, last, 0)) if before is None else torch.cat((before, x), 1)
         y = x * self.weight[:, 0, last]

@@ -18,7 +18,8 @@ def library() -> ctypes.CDLL | None:
     """The compiled functions; None, and a note that says why, where they cannot be had."""
     loaded = build.load(build.FOLDER / "training.cpp", "attention and the loss", _WITHOUT)
     if loaded is not None:
-        loaded.mule_attention_room.restype = _LONG
+        for kind in ("attention", "convolution", "decay"):
+            getattr(loaded, f"mule_{kind}_room").restype = _LONG
         loaded.mule_softmax_nll.argtypes = [
             *(_POINTER, _LONG, _LONG, _LONG, _POINTER, _FLOAT, _FLOAT, _POINTER, _LONG)
         ]

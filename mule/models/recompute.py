@@ -39,6 +39,8 @@ _KEPT |= {
     )
 }
 
+_CHEAP = ("mule::causal_conv", "mule::decayed")  # elementwise, but for their being in C++
+
 
 def recomputed(kind: Recompute, block: Callable[..., T], *args: Any) -> T:
     """block(*args), of which the backward pass finds what `kind` keeps and computes the rest again.
@@ -55,7 +57,8 @@ def recomputed(kind: Recompute, block: Callable[..., T], *args: Any) -> T:
 
 
 def _policy(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    """Keep what is dear to compute: matrix products, attention, and Mule's own operations."""
-    if op in _KEPT or getattr(op, "namespace", "") == "mule":
+    """Keep what is dear to compute: matrix products, attention, and most of Mule's own operations."""
+    is_own = getattr(op, "namespace", "") == "mule" and not op.name().startswith(_CHEAP)
+    if op in _KEPT or is_own:
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE

@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from mule.models import native_mamba
+
 
 class Inputs(NamedTuple):
     """x (R, T, G, H, P); dt (R, T, G, H) fp32, after its softplus; A (G, H) fp32, negative; B and C
@@ -66,6 +68,7 @@ class _Documents:
     """Which tokens of a chunk (R, c, Q) belong together."""
 
     def __init__(self, segments: torch.Tensor) -> None:
+        self.segments = segments
         first = segments[:, :1, 0]  # a state that is given belongs to the row's first document
         previous = torch.cat((first, segments[:, :-1, -1]), 1)  # (R, c), before each chunk
         same = segments[..., :, None] == segments[..., None, :]
@@ -95,15 +98,24 @@ def _within_chunks(
     documents: _Documents | None,
 ) -> torch.Tensor:
     """What tokens get of their own chunk, (R, c, Q, G, H, P) fp32."""
-    visible = _causal(log_decay[:, 0, :, 0, 0])
+    scores = c.transpose(2, 3) @ b.permute(0, 1, 3, 4, 2)  # (R, c, G, Q, Q): one for all its heads
+    weights = _weights(scores, log_decay, documents)
+    return (weights @ dtx.permute(0, 1, 3, 4, 2, 5)).permute(0, 1, 4, 2, 3, 5).float()
+
+
+def _weights(
+    scores: torch.Tensor, log_decay: torch.Tensor, documents: _Documents | None
+) -> torch.Tensor:
+    """What a chunk's tokens weigh for later ones, (R, c, G, H, Q, Q), for scores (R, c, G, Q, Q)."""
+    if native_mamba.decays(scores):
+        return native_mamba.decayed(scores, log_decay, documents and documents.segments)
+    visible = _causal(scores)
     if documents is not None:
         visible = documents.visible[:, :, None, None]
-    scores = c.transpose(2, 3) @ b.permute(0, 1, 3, 4, 2)  # (R, c, G, Q, Q): one for all its heads
     decay = log_decay.permute(0, 1, 3, 4, 2)
     # Masked before exp: above the diagonal it would overflow, and its gradient be NaN.
     decay = (decay[..., :, None] - decay[..., None, :]).masked_fill(~visible, -math.inf).exp()
-    weights = (scores[:, :, :, None] * decay).to(dtx.dtype)  # (R, c, G, H, Q, Q)
-    return (weights @ dtx.permute(0, 1, 3, 4, 2, 5)).permute(0, 1, 4, 2, 3, 5).float()
+    return (scores[:, :, :, None] * decay).to(scores.dtype)
 
 
 def _added_states(

@@ -19,8 +19,6 @@ struct Tokens {  // the rows' assignments, numbered token by token
   int64_t rows, threads;
 };
 
-inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exponential(-x)); }
-
 // hidden (rows, size) = silu(gate) * up * the assignment's weight; inner (rows, 2 size): gate beside up.
 template <class In>
 void swiglu(const Tokens& tokens, const In* inner, const In* weights, int64_t size, In* hidden) {

@@ -7,8 +7,6 @@
 
 #include "vectors.h"
 
-typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-
 struct __attribute__((may_alias)) Pair {  // two neighbours of a row of bf16 are one
   uint32_t bits;
 };

@@ -1,6 +1,9 @@
-// What training computes in C++ on a processor: attention by document, experts, and the loss.
+// What training computes in C++ on a processor: attention by document, experts, state spaces and the
+// loss.
 
 #include "attention.h"
+#include "convolution.h"
+#include "decay.h"
 #include "experts.h"
 #include "softmax.h"
 
@@ -79,3 +82,23 @@ extern "C" void mule_multiply_experts_transposed(const Bf16* left, const Bf16* r
   experts::multiply_transposed(left, right, ends, num_experts, a, b, room, out, threads);
 }
 #endif
+
+// ---------------------------------------------------------------- state spaces
+
+extern "C" int64_t mule_convolution_room(const convolution::Job* job) {
+  return convolution::room_floats(*job);
+}
+extern "C" void mule_convolution(const convolution::Job* job) {
+  (job->is_bf16 ? convolution::run<Bf16> : convolution::run<float>)(*job, true);
+}
+extern "C" void mule_convolution_backward(const convolution::Job* job) {
+  (job->is_bf16 ? convolution::run<Bf16> : convolution::run<float>)(*job, false);
+}
+
+extern "C" int64_t mule_decay_room(const decay::Job* job) { return decay::room_floats(*job); }
+extern "C" void mule_decay(const decay::Job* job) {
+  (job->is_bf16 ? decay::run<Bf16> : decay::run<float>)(*job, true);
+}
+extern "C" void mule_decay_backward(const decay::Job* job) {
+  (job->is_bf16 ? decay::run<Bf16> : decay::run<float>)(*job, false);
+}

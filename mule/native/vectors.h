@@ -23,6 +23,7 @@ constexpr int LANES = 4, REGISTERS = 16;
 #endif
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
@@ -185,3 +186,5 @@ inline Floats exponential(Floats x) {
   p = p * r * r + r + 1.0f;
   return (Floats)((Words)p + (((Words)rounded) << 23));  // times 2^n: its exponent is added
 }
+
+inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exponential(-x)); }

@@ -6,8 +6,10 @@ tests/unit/test_memory_mixers.py.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 
+from mule import machine
 from mule.config.adapter import AdapterSection, LoraSection
 from mule.config.schema import TrainSection
 from mule.models.config import MambaConfig, ModelConfig
@@ -31,7 +33,7 @@ def block_bytes(
     size, in_norm = width(str(train.precision)), norm_bytes(adapter)
     norms = (4 if c.sandwich_norms else 2) * (in_norm + size) * c.hidden_size
     if c.mamba is not None and c.has_mamba(layer):
-        mixer = _mamba_bytes(c.mamba, size)
+        mixer = _mamba_bytes(c.mamba, size, is_native=_is_native(train))
     else:
         mixer = _attention_bytes(c, size, in_norm, mask_length)
     dropped = 2 * size * c.hidden_size if train.dropout else 0
@@ -119,20 +121,28 @@ def experts_work_bytes(c: ModelConfig, layer: int, size: int) -> int:
     return 4 * size * c.moe.experts_per_token * c.moe.intermediate_size
 
 
-def _mamba_bytes(m: MambaConfig, size: int) -> float:
+def _is_native(train: TrainSection) -> bool:
+    """Whether convolutions and decays are computed in C++ (mule.models.native_mamba)."""
+    is_cpu = str(train.device) not in ("cuda", "mps")
+    return is_cpu and machine.has_cpp_compiler() and platform.system() == "Linux"
+
+
+def _mamba_bytes(m: MambaConfig, size: int, *, is_native: bool) -> float:
     """What the input projection gives, what the convolution makes of it, and the recurrence's own.
 
-    mamba2: in each chunk a square of decays for each head and of scores for each group, and its
-    states; mamba1: steps and inputs in fp32, the states before each piece.
+    mamba2: in each chunk a square of weights for each head and of scores for each group, and its
+    states; mamba1: steps and inputs in fp32, the states before each piece. What is not `is_native`
+    keeps the convolution's products and the squares' decays, in fp32, besides.
     """
     cast = 0 if size == 4 else 8  # copies in fp32 of what is in bf16
-    convolved = 3 * size * m.conv_size
+    convolved = (1 if is_native else 3) * size * m.conv_size
     if m.kind == "mamba1":
         small = (8 + 2 * size) * (m.dt_rank + 2 * m.state_size)
         states = 4 * m.state_size * m.inner_size / _SCAN_PIECE
         return convolved + (3 * size + 20 + cast) * m.inner_size + states + small
     entered = size * (m.inner_size + m.conv_size + m.num_heads)
-    squares = m.chunk_size * (m.num_heads * (4 + size) + m.num_groups * size)
+    decays = 0 if is_native else 4 * m.num_heads
+    squares = m.chunk_size * (decays + size * (m.num_heads + m.num_groups))
     states = (4 + size) * m.state_size * m.inner_size / m.chunk_size
     return entered + convolved + squares + states + (20 + 4 * size + cast) * m.inner_size
 

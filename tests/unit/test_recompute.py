@@ -12,7 +12,7 @@ import torch
 from mule.adapters.lora import add_lora
 from mule.batch import Batch
 from mule.config.adapter import LoraSection
-from mule.models import attention
+from mule.models import attention, native_training
 from mule.models.decoder import Decoder
 from mule.models.recompute import Recompute
 from tests.tiny import TINY, random_batch, tiny_model
@@ -135,7 +135,8 @@ def test_compiled_blocks_do_it_too(kind: Recompute, caplog: pytest.LogCaptureFix
         assert_same_bits(gradients(model, batch), found[-1])
         counters = torch._dynamo.utils.counters
         assert not counters["graph_break"] and not counters["recompiles"]
-        assert counters["stats"]["unique_graphs"] == 2  # a block, and the loss
+        is_loss_compiled = native_training.library() is None
+        assert counters["stats"]["unique_graphs"] == 1 + is_loss_compiled  # a block, and the loss
         kept.append(memory_use(model, batch).kept)
     assert_same_bits(*found)
     assert kept[1] < 0.8 * kept[0]
