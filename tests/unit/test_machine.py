@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,3 +105,28 @@ def test_memory_is_read_at_some_speed() -> None:
     threads = torch.get_num_threads()
     assert machine.read_bandwidth(threads=1, num_bytes=2**20) > 1e6
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a promise about glibc")
+@pytest.mark.parametrize("given", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}], ids=["kept", "told"])
+def test_freed_memory_is_kept_unless_the_user_says_otherwise(given: dict[str, str]) -> None:
+    code = """
+import ctypes, resource
+from mule import machine
+machine.keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def faults(size):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(ctypes.c_size_t(size))
+    ctypes.memset(block, 1, size)
+    libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults(2**27), faults(2**27))
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | given
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    first, second = map(int, ran.stdout.split())
+    assert first > 1000  # 2**27 bytes are 32,768 pages
+    assert (second > 1000) == bool(given)
