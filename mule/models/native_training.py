@@ -10,13 +10,14 @@ import torch
 from mule.native import build
 
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-_WITHOUT = "attention and the loss go through torch in training, more slowly"
+_WHAT = "attention, experts, state spaces and the loss"
+_WITHOUT = f"{_WHAT} go through torch in training, more slowly"
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled functions; None, and a note that says why, where they cannot be had."""
-    loaded = build.load(build.FOLDER / "training.cpp", "attention and the loss", _WITHOUT)
+    loaded = build.load(build.FOLDER / "training.cpp", _WHAT, _WITHOUT)
     if loaded is not None:
         for kind in ("attention", "convolution", "decay"):
             getattr(loaded, f"mule_{kind}_room").restype = _LONG

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mule import machine
 from mule.errors import ModelError
 
 # Of the working weights; fp8 casts them for its products only.
@@ -30,7 +29,6 @@ def check_fits_fp16(model: nn.Module) -> None:
 
 
 def set_up_torch(threads: int) -> None:
-    """Threads, matmul precision and memory of this process; the same on every start of a run."""
-    machine.keep_freed_memory()
+    """Threads and matmul precision of this process; the same on every start of a run."""
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")

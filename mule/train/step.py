@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from mule.batch import Batch
+from mule.machine import keep_freed_memory
 from mule.models.decoder import Decoder
 from mule.train.distributed import ALONE, Group
 from mule.train.optim import Optimizer
@@ -94,6 +95,7 @@ def train_step(
         scaler.applied()
     if model.balance is not None:
         model.balance.applied(group.sum_)
+    keep_freed_memory()  # once, from here on: what compiling and setting up took is given back
     return StepResult(loss, grad_norm, num_targets)
 
 

@@ -193,6 +193,6 @@ def test_torch_computes_where_there_is_no_compiler(request: pytest.FixtureReques
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
     assert notes.texts == [
-        "attention and the loss go through torch in training, more slowly: "
+        "attention, experts, state spaces and the loss go through torch in training, more slowly: "
         "no C++ compiler is installed\nhint: install g++"
     ]
