@@ -85,6 +85,10 @@ class History:
     def _series(self) -> dict[str, Series]:
         return {}
 
+    @cached_property
+    def _has(self) -> dict[str, bool]:
+        return {}
+
     def series(self, name: str) -> Series:
         """A figure of the rows, such as `loss` or `val_loss`; empty where none was logged."""
         if name not in self._series:
@@ -111,7 +115,9 @@ class History:
             return bool(self.samples)
         if name.startswith("facts."):
             return self.facts.get(name.removeprefix("facts.")) is not None
-        return any(value is not None for _, value in self.pick(name))
+        if name not in self._has:
+            self._has[name] = any(value is not None for _, value in self.pick(name))
+        return self._has[name]
 
     def until(self, step: int) -> History:
         """The history as it was after that update."""

@@ -7,7 +7,7 @@ experts' parts end, D hidden channels, F channels inside an expert.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -105,7 +105,9 @@ def _ends(bounds: Sequence[int]) -> torch.Tensor:
 def _room(rows: int, num_experts: int, a: int, b: int) -> torch.Tensor:
     """torch's, so that a lack of memory is met as any other."""
     threads = torch.get_num_threads()
-    words = _function("mule_experts_room")(*map(_LONG, (rows, num_experts, a, b, threads)))
+    library = native_training.library()
+    assert library is not None
+    words = library.mule_experts_room(*map(_LONG, (rows, num_experts, a, b, threads)))
     return torch.empty(words, dtype=torch.int32)
 
 
@@ -115,13 +117,7 @@ def _is_bf16(x: torch.Tensor) -> bool:
 
 def _call(name: str, *given: torch.Tensor | int) -> None:
     passed = [_POINTER(g.data_ptr()) if isinstance(g, torch.Tensor) else _LONG(g) for g in given]
-    _function(name)(*passed, _LONG(torch.get_num_threads()))
-
-
-def _function(name: str) -> Callable[..., int]:
-    found = getattr(native_training.library(), name)
-    found.restype = _LONG  # of those that give nothing, nobody looks at it
-    return found
+    getattr(native_training.library(), name)(*passed, _LONG(torch.get_num_threads()))
 
 
 def _require_contiguous(*tensors: torch.Tensor) -> None:

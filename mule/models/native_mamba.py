@@ -41,24 +41,14 @@ class _Decay(ctypes.Structure):
     )
 
 
-@torch.compiler.assume_constant_result
-def _is_there() -> bool:
-    return native_training.library() is not None
-
-
-def _serves(tensor: torch.Tensor) -> bool:
-    """As `native_training.serves`, in words that torch.compile can follow."""
-    is_known = tensor.dtype in (torch.float32, torch.bfloat16)
-    return tensor.device.type == "cpu" and is_known and _is_there()
-
-
 # ---------------------------------------------------------------- the convolution
 
 
 def convolves(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether x (R, T, C) can be convolved here, with `weight` (C, 1, K)."""
     channels, _, taps = weight.shape
-    return channels % _VECTOR == 0 and taps in _TAPS and _serves(x) and x.dtype == weight.dtype
+    is_shaped = channels % _VECTOR == 0 and taps in _TAPS and x.dtype == weight.dtype
+    return is_shaped and native_training.serves(x)
 
 
 @torch.library.custom_op("mule::causal_conv", mutates_args=())
@@ -114,8 +104,6 @@ def _convolve(
     inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None],
     **others: torch.Tensor,
 ) -> None:
-    library = native_training.library()
-    assert library is not None
     x, weight, bias, segments = inputs
     x = x if x.stride(-1) == 1 else x.contiguous()
     by_tap = weight.detach()[:, 0].T.flip(0).contiguous()  # the token's own first
@@ -128,12 +116,9 @@ def _convolve(
         *(_address(by_tap), _address(bias), _address(segments)),
         **{name: tensor.data_ptr() for name, tensor in others.items()},
     )
-    # torch's, so that a lack of memory is met as any other.
-    floats = library.mule_convolution_room(ctypes.byref(job))
     reach = torch.empty(x.shape[:2], dtype=torch.int32)
-    room = torch.empty(job.threads * floats, dtype=torch.float32)
-    job.reach, job.room = reach.data_ptr(), room.data_ptr()
-    getattr(library, function)(ctypes.byref(job))
+    job.reach = reach.data_ptr()
+    _run(function, "mule_convolution_room", job)
 
 
 def _keep_conv(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -154,7 +139,7 @@ causal_conv.register_autograd(_differentiate_conv, setup_context=_keep_conv)
 
 def decays(scores: torch.Tensor) -> bool:
     """Whether scores (R, c, G, Q, Q) can be decayed here."""
-    return scores.shape[-1] % _VECTOR == 0 and _serves(scores)
+    return scores.shape[-1] % _VECTOR == 0 and native_training.serves(scores)
 
 
 @torch.library.custom_op("mule::decayed", mutates_args=())
@@ -206,8 +191,6 @@ def _decay(
     inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
     **others: torch.Tensor,
 ) -> None:
-    library = native_training.library()
-    assert library is not None
     scores, log_decay, segments = (t if t is None else t.contiguous() for t in inputs)
     assert scores is not None and log_decay is not None
     rows, chunks, tokens, groups, heads = log_decay.shape
@@ -217,10 +200,7 @@ def _decay(
         *(_address(scores), _address(log_decay), _address(segments)),
         **{name: tensor.data_ptr() for name, tensor in others.items()},
     )
-    floats = library.mule_decay_room(ctypes.byref(job))
-    room = torch.empty(job.threads * floats, dtype=torch.float32)
-    job.room = room.data_ptr()
-    getattr(library, function)(ctypes.byref(job))
+    _run(function, "mule_decay_room", job)
 
 
 def _keep_decayed(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -232,6 +212,18 @@ def _differentiate_decayed(ctx, grad_weights):  # type: ignore[no-untyped-def]
 
 
 decayed.register_autograd(_differentiate_decayed, setup_context=_keep_decayed)
+
+
+# ---------------------------------------------------------------- calling
+
+
+def _run(function: str, room_of: str, job: _Convolution | _Decay) -> None:
+    """Call with room for each thread: torch's, so that a lack of memory is met as any other."""
+    library = native_training.library()
+    floats = getattr(library, room_of)(ctypes.byref(job))
+    room = torch.empty(job.threads * floats, dtype=torch.float32)
+    job.room = room.data_ptr()
+    getattr(library, function)(ctypes.byref(job))
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:

@@ -18,6 +18,11 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", 
 _COMPILE_S = 300
 
 
+def is_possible() -> bool:
+    """Whether sources can be compiled here."""
+    return platform.system() == "Linux" and machine.has_cpp_compiler()
+
+
 def load(source: Path, what: str, without: str) -> ctypes.CDLL | None:
     """The compiled functions of `source`; None, and a note that says why and what happens `without`
     them, where they cannot be had.

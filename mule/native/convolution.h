@@ -104,7 +104,7 @@ void backward_row(const Channels<In, TAPS>& own, const Job& job, long v, float* 
   Floats of_row[TAPS + 1] = {};
   for (long token = 0; token < tokens; token++) {
     const Floats z = own.sum(token, v), s = sigmoid(z);
-    const Floats grad = load(grad_y + own.at(token, v)) * s * (1.0f + z * (1.0f - s));
+    const Floats grad = silu_backward(load(grad_y + own.at(token, v)), z, s);
     store(grads + token * LANES, grad);
     of_row[TAPS] += grad;
 #pragma GCC unroll 4

@@ -26,7 +26,7 @@ struct Job {
   float* room;            // of each thread: (Q, Q), and (2, Q)
 };
 
-inline int64_t room_floats(const Job& job) { return job.tokens * (job.tokens + 2 * LANES); }
+inline int64_t room_floats(const Job& job) { return job.tokens * (job.tokens + 2); }
 
 // The lanes from `from` to before `to`, of those that begin at j; 0 in the others.
 inline Floats within(Floats v, long j, long from, long to) {
@@ -49,11 +49,15 @@ struct Head {
     return ((chunk * job.groups + group) * job.heads + head) * job.tokens * job.tokens;
   }
 
+  void read_decays(float* to) const {
+    for (long i = 0; i < job.tokens; i++) to[i] = job.log_decay[decay_at(i)];
+  }
+
   long decay_at(long token) const {
     return ((chunk * job.tokens + token) * job.groups + group) * job.heads + head;
   }
 
-  // The first token that each sees.
+  // Whether a token sees none before it.
   bool begins(long token) const {
     const int64_t* segments = job.segments ? job.segments + chunk * job.tokens : nullptr;
     return token == 0 || (segments && segments[token] != segments[token - 1]);
@@ -63,7 +67,7 @@ struct Head {
 template <class In>
 void forward_head(const Head<In>& own, float* decays) {
   const long size = own.job.tokens;
-  for (long i = 0; i < size; i++) decays[i] = own.job.log_decay[own.decay_at(i)];
+  own.read_decays(decays);
   In* weights = (In*)own.job.weights + own.matrix();
   for (long i = 0, first = 0; i < size; i++) {
     if (own.begins(i)) first = i;
@@ -82,7 +86,7 @@ void forward_head(const Head<In>& own, float* decays) {
 template <class In>
 void backward_head(const Head<In>& own, float* grad_scores, float* decays, float* columns) {
   const long size = own.job.tokens;
-  for (long i = 0; i < size; i++) decays[i] = own.job.log_decay[own.decay_at(i)];
+  own.read_decays(decays);
   std::fill_n(columns, size, 0.0f);
   const In* grads = (const In*)own.job.grad_weights + own.matrix();
   for (long i = 0, first = 0; i < size; i++) {

@@ -51,7 +51,7 @@ void swiglu_backward(const Tokens& tokens, const In* inner, const In* weights, i
       grad_weight += grad * activated * u;
       store(hidden + j, activated * u * weight);
       store(grad_up + j, weighted * activated);
-      store(grad_gate + j, weighted * u * s * (1.0f + g * (1.0f - s)));
+      store(grad_gate + j, silu_backward(weighted * u, g, s));
     }
     narrow(sum_lanes(grad_weight), grad_weights[tokens.order[row]]);
   }

@@ -188,3 +188,8 @@ inline Floats exponential(Floats x) {
 }
 
 inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exponential(-x)); }
+
+// The gradient of x from that of silu(x) = x s, s its sigmoid.
+inline Floats silu_backward(Floats grad, Floats x, Floats s) {
+  return grad * s * (1.0f + x * (1.0f - s));
+}

@@ -6,13 +6,12 @@ tests/unit/test_memory_mixers.py.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
 
-from mule import machine
 from mule.config.adapter import AdapterSection, LoraSection
 from mule.config.schema import TrainSection
 from mule.models.config import MambaConfig, ModelConfig
+from mule.native import build
 
 Shapes = dict[str, tuple[int, int]]
 _SCAN_PIECE = 16  # tokens, as mule.models.selective_scan cuts them
@@ -123,8 +122,8 @@ def experts_work_bytes(c: ModelConfig, layer: int, size: int) -> int:
 
 def _is_native(train: TrainSection) -> bool:
     """Whether convolutions and decays are computed in C++ (mule.models.native_mamba)."""
-    is_cpu = str(train.device) not in ("cuda", "mps")
-    return is_cpu and machine.has_cpp_compiler() and platform.system() == "Linux"
+    is_served = str(train.device) not in ("cuda", "mps") and str(train.precision) != "fp16"
+    return is_served and build.is_possible()
 
 
 def _mamba_bytes(m: MambaConfig, size: int, *, is_native: bool) -> float:

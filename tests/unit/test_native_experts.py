@@ -96,7 +96,7 @@ def test_a_row_depends_on_no_other() -> None:
     assert torch.equal(_passed(alone, assigned[40:41])[0], y[40:41])
 
 
-def test_widths_that_are_no_whole_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_widths_that_are_no_whole_vectors() -> None:
     given, assigned = _inputs((20, 40, 24, 3, 2), torch.float32)
     assert not native_experts.serves(given[0], given[3])
     assert experts._kernels(given[0], given[3]) == (torch_experts, torch_experts)
