@@ -75,8 +75,11 @@ def test_what_ended_is_opened_again_and_output_is_bounded(
     try:
         expected = tiny_tokenizer().encode_prompt(PROMPTS[1])
         assert engine.encode_chat(PROMPTS[1]) == expected
-        monkeypatch.setattr(llamacpp_templates, "SECONDS_TO_RENDER", 0.0)
-        with pytest.raises(ModelError, match="its chat template did not end within 0 seconds"):
+        opened = engine._model._templates._opened
+        assert opened is not None
+        os.kill(opened.result()._process.pid, signal.SIGSTOP)  # else it may be quicker than us
+        monkeypatch.setattr(llamacpp_templates, "SECONDS_TO_RENDER", 0.1)
+        with pytest.raises(ModelError, match=r"its chat template did not end within 0\.1 seconds"):
             engine.encode_chat(PROMPTS[1])
         monkeypatch.undo()
         assert engine.encode_chat(PROMPTS[1]) == expected
