@@ -26,8 +26,12 @@ def publish(folder: Path) -> Path:
     title, _, rest = (folder / "report.md").read_text(encoding="utf-8").partition("\n")
     page = results / f"{name}.md"
     fsio.write_text(page, f"{title}\n\n{made}\n{rest.replace(f'{_FIGURES}/', f'{name}/')}")
-    for figure in sorted((folder / _FIGURES).glob("*.svg")):
-        fsio.write_text(results / name / figure.name, figure.read_text(encoding="utf-8"))
+    figures = {file.name: file for file in sorted((folder / _FIGURES).glob("*.svg"))}
+    for figure, file in figures.items():
+        fsio.write_text(results / name / figure, file.read_text(encoding="utf-8"))
+    for old in (results / name).glob("*.svg"):
+        if old.name not in figures:
+            old.unlink()
     return page
 
 

@@ -46,6 +46,7 @@ def cases() -> list[Case]:
         *_mixers(),
         *_chats(),
         *_adapters(),
+        *_in_bf16(),
     ]
     return [Case(name, tuple(words), n % 2 == 0) for n, (name, words) in enumerate(listed)]
 
@@ -153,6 +154,15 @@ def _adapters() -> list[tuple[str, list[str]]]:
         words += ["adapter.trunk_cache=off", *more]
         found.append((name, words))
     return found
+
+
+def _in_bf16() -> list[tuple[str, list[str]]]:
+    """Where the processor multiplies bf16, what a run takes unless told otherwise."""
+    known = dict([*_pretraining(), *_compiled(), *_mixers(), *_chats(), *_adapters()])
+    names = ("10m, 4 x 512", "25m, 2 x 1024", "25m, 4 x 512, compiled", "10m, 4 x 256, compiled")
+    names += ("5m, 4 x 256, experts", "10m, 2 x 512, experts", "5m, 4 x 512, mamba2")
+    names += ("10m, 2 x 256, mamba2", "25m, 2 x 512, chats", "50m, 2 x 512, LoRA")
+    return [(f"{name}, bf16", [*known[name], "train.precision=bf16"]) for name in names]
 
 
 # ---------------------------------------------------------------- what they need

@@ -264,6 +264,10 @@ class Decoder(nn.Module):
                 mixtures[layer.number] = layer.mlp
         self.balance = Balance(mixtures, routing) if mixtures and routing else None
 
+    def kept_buffers(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint has beside weights, by name, and passes may change: here nothing."""
+        return {}
+
     def compile_regions(self) -> None:
         """Compile the blocks (one graph serves all) and the loss kernel, in place."""
         for layer in self.model.layers:

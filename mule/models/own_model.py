@@ -146,7 +146,10 @@ class OwnModel(Decoder):
     # ------------------------------------------------------------ files
 
     def kept_buffers(self) -> dict[str, torch.Tensor]:
-        """The buffers that the module's state dict has, by their names in it."""
+        """The buffers that the module's state dict has, by their names in it.
+
+        Several processes have those of the first, as DistributedDataParallel's broadcast_buffers.
+        """
         own = self.module.state_dict(keep_vars=True)
         return {name: own[name] for name, _ in self.module.named_buffers() if name in own}
 

@@ -14,6 +14,7 @@ from mule.models.config import MambaConfig, ModelConfig
 from mule.native import build
 
 Shapes = dict[str, tuple[int, int]]
+_NATIVE_CHANNELS = 16  # as mule.models.native_attention
 _SCAN_PIECE = 16  # tokens, as mule.models.selective_scan cuts them
 
 
@@ -32,7 +33,7 @@ def block_bytes(
     size, in_norm = width(str(train.precision)), norm_bytes(adapter)
     norms = (4 if c.sandwich_norms else 2) * (in_norm + size) * c.hidden_size
     if c.mamba is not None and c.has_mamba(layer):
-        mixer = _mamba_bytes(c.mamba, size, is_native=_is_native(train))
+        mixer = _mamba_bytes(c.mamba, size, is_native=is_native(train))
     else:
         mixer = _attention_bytes(c, size, in_norm, mask_length)
     dropped = 2 * size * c.hidden_size if train.dropout else 0
@@ -112,18 +113,26 @@ def _router_bytes(c: ModelConfig, size: int) -> float:
     return cast + 12 * c.moe.num_experts + 40 * c.moe.experts_per_token
 
 
-def experts_work_bytes(c: ModelConfig, layer: int, size: int) -> int:
+def experts_work_bytes(c: ModelConfig, layer: int, train: TrainSection) -> int:
     """What the experts' one operation makes of a token in its backward pass, beside what it returns:
-    the gradients of both projections, the activated product, and its gradient."""
+    the gradients of both projections, the activated product, and its gradient; and in bf16 both
+    sides of a weight's gradient as the products in C++ lay them out (mule/native/experts.h)."""
     if c.moe is None or not c.has_experts(layer):
         return 0
-    return 4 * size * c.moe.experts_per_token * c.moe.intermediate_size
+    size, inner = width(str(train.precision)), c.moe.intermediate_size
+    laid_out = c.hidden_size + 2 * inner if size == 2 and is_native(train) else 0
+    return size * c.moe.experts_per_token * (4 * inner + laid_out)
 
 
-def _is_native(train: TrainSection) -> bool:
-    """Whether convolutions and decays are computed in C++ (mule.models.native_mamba)."""
+def is_native(train: TrainSection) -> bool:
+    """Whether experts, convolutions and decays are computed in C++ (mule.models.native_training)."""
     is_served = str(train.device) not in ("cuda", "mps") and str(train.precision) != "fp16"
     return is_served and build.is_possible()
+
+
+def attends_natively(c: ModelConfig, train: TrainSection) -> bool:
+    """Whether attention is computed in C++, by document (mule.models.native_attention)."""
+    return is_native(train) and c.head_dim % _NATIVE_CHANNELS == 0
 
 
 def _mamba_bytes(m: MambaConfig, size: int, *, is_native: bool) -> float:

@@ -16,6 +16,7 @@ from mule.models import cost
 from mule.models.config import ModelConfig
 from mule.plan.block_memory import (
     adapted_matrices,
+    attends_natively,
     block_bytes,
     experts_work_bytes,
     linear_layers,
@@ -120,9 +121,9 @@ def activation_bytes_per_token(
 
     `mask_length` is the row length where attention takes a mask (`mask_length`), else 0.
     """
-    numbers, size = range(config.num_layers), width(str(train.precision))
+    numbers = range(config.num_layers)
     block = max(block_bytes(config, i, train, mask_length, adapter) for i in numbers)
-    experts = max(experts_work_bytes(config, i, size) for i in numbers)
+    experts = max(experts_work_bytes(config, i, train) for i in numbers)
     kept = kept_bytes_per_token(config, train, checkpointing, mask_length, adapter)
     return kept + _AT_WORK[checkpointing] * block + experts
 
@@ -153,9 +154,12 @@ def kept_bytes_per_token(
     return sum(block(layer) for layer in range(first, config.num_layers)) + outside
 
 
-def mask_length(row_length: int, device: str, *, isolated: bool) -> int:
+def mask_length(
+    config: ModelConfig, train: TrainSection, row_length: int, *, isolated: bool
+) -> int:
     """The row length where attention gets a mask over (row, row); 0 where it gets none."""
-    by_document = device == "cpu" and row_length > _DENSE_TOKENS
+    by_document = train.device == "cpu" and row_length > _DENSE_TOKENS
+    by_document = by_document or attends_natively(config, train)
     return row_length if isolated and not by_document else 0
 
 

@@ -123,7 +123,7 @@ def _passing(
     """By phase, then by part."""
     train, rows = recipe.train, rows_at_once(recipe, facts)
     tokens = rows * facts.row_length
-    mask = memory.mask_length(facts.row_length, str(train.device), isolated=facts.isolated)
+    mask = memory.mask_length(config, train, facts.row_length, isolated=facts.isolated)
     kind = str(train.activation_checkpointing)
     measures = config, train, kind, mask, recipe.adapter
     kept = tokens * memory.kept_bytes_per_token(*measures)

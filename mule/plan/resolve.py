@@ -225,7 +225,7 @@ def _row_bytes(
 ) -> dict[str, float]:
     """Bytes of activations of one row, by what is computed again."""
     length, section = facts.row_length, train.done()
-    mask_length = memory.mask_length(length, train["device"], isolated=facts.isolated)
+    mask_length = memory.mask_length(config, section, length, isolated=facts.isolated)
     return {
         kind: length
         * memory.activation_bytes_per_token(config, section, kind, mask_length, recipe.adapter)

@@ -1,7 +1,8 @@
 """What an update or an evaluation has to do, as seconds at a machine's ideal rates. Pure; no torch.
 
 Kinds of work: `products` of matrices at the measured matmul peak, and the bytes of their operands;
-`attention` inside whole rows, and by `documents` of packed ones; what is done number by number
+attention in C++ (`attention_native`), or torch's inside whole rows (`attention`) and by `documents` of
+packed ones; what is done number by number
 (`pointwise`), eager or compiled, as bytes of memory; the `softmax` of the loss; state-space layers;
 experts; the `optimizer`; and the calls themselves (`operations`), which small models wait for.
 mule/plan/fitted.json says how many times its ideal time each takes.
@@ -16,7 +17,12 @@ from mule.config.schema import Recipe
 from mule.models import cost
 from mule.models.config import ModelConfig
 from mule.plan import memory
-from mule.plan.block_memory import adapted_matrices, block_bytes, linear_layers
+from mule.plan.block_memory import (
+    adapted_matrices,
+    attends_natively,
+    block_bytes,
+    linear_layers,
+)
 from mule.plan.peak import micro_batches, rows_at_once
 from mule.plan.resolve import Facts
 
@@ -24,6 +30,7 @@ Work = dict[str, float]
 
 _CHUNK_TOKENS = 512  # of the loss, as mule.models.loss cuts them
 _DENSE_TOKENS = 512  # longer packed rows go by document on a CPU, as in mule.models.attention
+_TILE = 64  # queries and keys that mule/native/attention.h computes at once
 _BLOCK_QUERIES = 256  # of the backward pass by document, as in mule.models.packed_attention
 # Passes over what a block keeps: forward one, backward two, what is computed again one more.
 _POINTWISE_PASSES = {"none": 3, "selective": 4, "full": 4}
@@ -91,6 +98,7 @@ class _Pass:
         first = recipe.adapter.lora.first_block(config.num_layers) if self.is_adapter else 0
         self.frozen, self.trained = range(first), range(first, config.num_layers)
         on_cpu = recipe.train.device == "cpu"
+        self.is_native = attends_natively(config, recipe.train)
         self.by_document = facts.isolated and on_cpu and facts.row_length > _DENSE_TOKENS
 
     def training(self, *, trunk_kept: bool) -> Work:
@@ -158,8 +166,13 @@ class _Pass:
                 return {"scan": 4 * numbers * times * self.tokens / self.speed.read_bytes}
             flops = times * self.tokens * cost.mixing_flops(c, layer, length)
             return {"recurrence": flops / self.speed.matmul_flops}
+        examples = max(1.0, self.facts.examples_per_row) if self.facts.isolated else 1.0
+        if self.is_native:
+            flops = cost.mixing_flops(c, layer, round(length / examples))
+            flops += 4 * _TILE / 2 * c.num_heads * c.head_dim  # half of a tile is hidden
+            return {"attention_native": times * self.tokens * flops / self.speed.matmul_flops}
         if self.by_document:
-            keys = length / max(1.0, self.facts.examples_per_row) / 2 + _BLOCK_QUERIES / 2
+            keys = length / examples / 2 + _BLOCK_QUERIES / 2
             flops = 4 * min(keys, length) * c.num_heads * c.head_dim
             return {"documents": times * self.tokens * flops / self.speed.matmul_flops}
         flops = cost.mixing_flops(c, layer, length)

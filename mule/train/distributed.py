@@ -88,6 +88,9 @@ class Group:
     def sum_(self, tensor: torch.Tensor) -> None:
         """Sum over all processes in place; the same bits in each."""
 
+    def copy_of_first_(self, tensor: torch.Tensor) -> None:
+        """Give every process the first one's values, in place."""
+
     def from_first(self, work: Callable[[], T]) -> T:
         """Work done by the first process only; all get its result, which must fit into JSON."""
         return work()
@@ -160,6 +163,11 @@ class _Ranks(Group):
         import torch.distributed as dist
 
         dist.all_reduce(tensor)
+
+    def copy_of_first_(self, tensor: torch.Tensor) -> None:
+        import torch.distributed as dist
+
+        dist.broadcast(tensor, 0)
 
     def from_first(self, work: Callable[[], T]) -> T:
         key = f"said/{self._num_said}"

@@ -145,7 +145,9 @@ def _why_not(parts: Parts, rows_at_once: int) -> str | None:
     if isinstance(parts.model, OwnModel):
         return None  # nothing is known of what its activations take
     shards = parts.train.shards
-    mask = memory.mask_length(shards.row_length, str(recipe.train.device), isolated=shards.isolated)
+    mask = memory.mask_length(
+        parts.config, recipe.train, shards.row_length, isolated=shards.isolated
+    )
     kind = str(recipe.train.activation_checkpointing)
     tokens = rows_at_once * shards.row_length
     needed = tokens * memory.activation_bytes_per_token(

@@ -95,6 +95,9 @@ def train_step(
         scaler.applied()
     if model.balance is not None:
         model.balance.applied(group.sum_)
+    if not group.is_alone:
+        for buffer in model.kept_buffers().values():
+            group.copy_of_first_(buffer)
     keep_freed_memory()  # once, from here on: what compiling and setting up took is given back
     return StepResult(loss, grad_norm, num_targets)
 

@@ -179,27 +179,31 @@ def _crashing(own: OwnModule, at_call: int) -> Maker:
     def make(recipe: Any) -> OwnModel:
         model = maker_of(own)(recipe)
         assert isinstance(model, OwnModel)
-        calls = 0
+        calls, call = 0, model._call
 
-        def die(module: torch.nn.Module, _: Any) -> None:
+        def die(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
             nonlocal calls
             calls += module.training
             if calls == at_call:
                 raise _Crash
+            return call(module, ids)
 
-        model.module.register_forward_pre_hook(die)
+        model._call = die
         return model
 
     return make
 
 
-def test_a_run_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_run_goes_on_to_the_same_bits(
+    compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With dropout and buffers of the module's own; 2 passes an update, 1 of the rehearsal."""
     monkeypatch.chdir(tmp_path)
     write_data(tmp_path)
     shutil.copy(PLANTED / "drops_out.py", "own.py")
     recipe = Path("recipe.yaml")
-    recipe.write_text(RECIPE)
+    recipe.write_text(RECIPE.replace("compile: false", f"compile: {str(compiled).lower()}"))
     own = _own()
     train.run(recipe, [], name="whole", maker=maker_of(own))
     with pytest.raises(_Crash):
@@ -215,3 +219,57 @@ def test_a_run_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.Monk
     changed = replace(own, files=own_files(Path("own.py").resolve()))
     with pytest.raises(UserError, match=r"own\.py changed since this checkpoint was written"):
         train.run(recipe, [], name="whole", resume=True, maker=maker_of(changed))
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def _newest(name: str) -> dict[str, torch.Tensor]:
+    """The weights and buffers that the campaign's run of the module ended with."""
+    newest = Run.open(Path("campaigns") / name / "runs" / "own-s0").latest_checkpoint()
+    assert newest is not None and newest[0] == 6
+    return load_file(newest[1] / "model.safetensors")
+
+
+TOTALS = """
+
+import atexit, os
+
+
+class Totals(Drops):
+    def __init__(self, vocab_size, block_size, width, dropout):
+        super().__init__(vocab_size, block_size, width, dropout=dropout)
+        self.register_buffer("total", torch.zeros((), dtype=torch.int64))
+        file = "total-" + os.environ.get("RANK", "alone")
+        atexit.register(lambda: open(file, "w").write(str(int(self.total))))
+
+    def forward(self, ids, targets=None):
+        if self.training:
+            self.total += ids.sum()
+        return super().forward(ids, targets)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_several_processes_train_what_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Buffers are the first process's: it passes one of the two micro-batches of each update."""
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path)
+    Path("own.py").write_text((PLANTED / "drops_out.py").read_text() + TOTALS)
+    text = CAMPAIGN.replace("own.py:GPT", "own.py:Totals")
+    text = text.replace("n_layer: 4, n_head: 2, n_embd: 64, ff: 410", "width: 260, dropout: 0.0")
+    text = text.replace("precision: bf16", "precision: fp32, device: cpu")
+    FILE.write_text(text.replace("compile_table: true\n", "decode: {enabled: false}\n"))
+    for name, processes in {"one": 1, "two": 2}.items():
+        words = [f"name={name}", f"processes={processes}"]
+        assert lab_run.run(FILE, words, modules=["own.py"])["runs"] == "2 of 2"
+    one, two = _newest("one"), _newest("two")
+    assert int(one.pop("seen")) == 12 and int(two.pop("seen")) == 6
+    total = int(two.pop("total"))
+    assert 0 < total < int(one.pop("total"))
+    assert [int(Path(f"total-{rank}").read_text()) for rank in (0, 1)] == [total, total]
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4)

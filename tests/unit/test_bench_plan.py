@@ -40,7 +40,7 @@ def test_every_case_is_a_recipe_and_half_of_them_are_held_out(bench: ModuleType)
         assert load_recipe(None, case.settings).recipe
         sample = bench.Sample(row(case) | {"measured": {}}, asdict(KNOWN))
         assert sample.peak(fitted()) > KNOWN.import_bytes and sample.update_s(fitted()) > 0
-    kinds = "experts mamba2 chats LoRA QLoRA compiled selective full muon average".split()
+    kinds = "experts mamba2 chats LoRA QLoRA compiled selective full muon average bf16".split()
     for kind in kinds:
         assert {case.fits for case in cases if kind in case.name} == {True, False}, kind
 

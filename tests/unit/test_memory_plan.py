@@ -16,7 +16,7 @@ from mule.config.schema import Recipe
 from mule.models import attention, loss, native_attention
 from mule.models.config import ModelConfig
 from mule.models.decoder import empty_decoder
-from mule.plan import memory
+from mule.plan import block_memory, memory
 from mule.plan.micro_batch import Timing, candidates, fastest, largest_even_part
 from mule.plan.resolve import Facts, Resolved, resolve
 from mule.train import rules
@@ -75,20 +75,23 @@ def test_what_is_kept(config: ModelConfig, precision: str, checkpointing: Any) -
 def test_a_mask_is_kept_too(dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In packed rows, where attention does not go by document."""
     rows, length = 3, 192
-    monkeypatch.setattr(native_attention, "serves", lambda *_: False)  # C++ needs no mask
+    config, train = PLAIN, recipe("train.precision=fp32", "train.device=cpu").train
+    assert memory.mask_length(config, train, length, isolated=True) == 0  # C++ needs no mask
+    monkeypatch.setattr(native_attention, "serves", lambda *_: False)
+    monkeypatch.setattr(memory, "attends_natively", lambda *_: False)
     monkeypatch.setattr(attention, "_DENSE_TOKENS", length if dense else length - 1)
     monkeypatch.setattr(memory, "_DENSE_TOKENS", length if dense else length - 1)
     segments = (torch.arange(length) // 50 + 1).expand(rows, length).contiguous()
     batch: Batch = replace(random_batch(rows, length), segments=segments, isolated=True)
-    mask_length = memory.mask_length(length, "cpu", isolated=True)
+    mask_length = memory.mask_length(config, train, length, isolated=True)
     assert mask_length == (length if dense else 0)
     use = memory_use(tiny_model(PLAIN).train(), batch)
     head = PLAIN.vocab_size * PLAIN.hidden_size * 4
-    train = recipe("train.precision=fp32").train
     kept = memory.kept_bytes_per_token(PLAIN, train, "none", mask_length)
     assert kept == pytest.approx((use.kept - head) / (rows * length), rel=0.1)
-    assert memory.mask_length(length, "cuda", isolated=True) == length
-    assert memory.mask_length(length, "cuda", isolated=False) == 0
+    elsewhere = recipe("train.device=cuda").train
+    assert memory.mask_length(config, elsewhere, length, isolated=True) == length
+    assert memory.mask_length(config, elsewhere, length, isolated=False) == 0
 
 
 def test_less_is_kept_the_more_is_computed_again() -> None:
@@ -101,6 +104,7 @@ def test_less_is_kept_the_more_is_computed_again() -> None:
 def test_constants_are_those_of_the_code_they_describe() -> None:
     assert memory._LOSS_CHUNK_TOKENS == loss.CHUNK_TOKENS
     assert memory._DENSE_TOKENS == attention._DENSE_TOKENS
+    assert block_memory._NATIVE_CHANNELS == native_attention._CHANNELS
     assert memory._MIN_8BIT_ELEMENTS == rules._MIN_8BIT_ELEMENTS
 
 

@@ -133,7 +133,8 @@ def test_work_grows_with_tokens_and_a_kept_trunk_saves_it() -> None:
     small = work("train.step_rows=4", "train.micro_batch_rows=4")
     large = work("train.step_rows=8", "train.micro_batch_rows=4")
     assert large["products"] == pytest.approx(2 * small["products"])
-    assert large["attention"] == pytest.approx(2 * small["attention"])
+    (attention,) = (name for name in large if name.startswith("attention"))  # in C++ or torch's
+    assert large[attention] == pytest.approx(2 * small[attention])
     again = work("train.activation_checkpointing=full")
     once = work("train.activation_checkpointing=none")
     assert again["products"] > 1.1 * once["products"]

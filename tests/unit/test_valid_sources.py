@@ -122,6 +122,17 @@ def test_a_source_is_what_was_given(tmp_path: Path) -> None:
     ]
 
 
+def test_a_pattern_is_called_by_what_its_files_share(tmp_path: Path) -> None:
+    names = ("books/Austen.txt", "books/Dickens.txt", "gsm8k/train-01.txt", "gsm8k/train-02.txt")
+    names += ("web/c4_part-1.txt", "web/c4_part-2.txt", "web/one.txt")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a\n")
+    patterns = ["books/*.txt", "gsm8k/train-*.txt", "web/c4*.txt", "web/o*.txt"]
+    found = files_by_source([tmp_path / pattern for pattern in patterns])
+    assert list(found.values()) == ["books"] * 2 + ["gsm8k"] * 2 + ["c4_part"] * 2 + ["one"]
+
+
 def test_of_one_folder_each_file_is_a_source_but_not_each_of_many_pieces(tmp_path: Path) -> None:
     folder = tmp_path / "corpus"
     for number in range(30):
