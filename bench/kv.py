@@ -159,6 +159,8 @@ def _introduction(found: dict[str, Any]) -> str:
             " This processor has no bf16 arithmetic: with bf16 the weights and the cache are stored and "
             "read in 16 bits, and multiplied in fp32."
         )
+    minutes = found["minutes"]
+    command = found["command"] + (f" minutes={minutes}" if minutes != MINUTES else "")
     return (
         f"One text, greedy, random weights: {card['num_layers']} blocks, {card['num_heads']} query "
         f"heads, a vocabulary of {asked['vocab_size']:,}. The models differ in their heads of keys "
@@ -169,8 +171,8 @@ def _introduction(found: dict[str, Any]) -> str:
         f"{texts}."
         f"{bf16}\n\n{held['cpu']}, {first['threads']} threads, memory read at "
         f"{max(m['bandwidth_bytes_per_second'] for m in found['models']) / 1e9:.1f} GB/s, "
-        f"{found['date']}, torch {found['torch']}; `{found['command']}`, at most {found['minutes']} "
-        f"minutes. A single shape and length: `mule bench kv 125m --attention mha,gqa --context 1024`."
+        f"{found['date']}, torch {found['torch']}; `{command}`, at most {minutes} minutes. A "
+        f"single shape and length: `mule bench kv 125m --attention mha,gqa --context 1024`."
     )
 
 

@@ -233,8 +233,10 @@ def long_text(found: dict[str, Any]) -> str:
 
 def where(found: dict[str, Any]) -> str:
     """The machine, the date and the command."""
-    held = found["machine"]
-    return f"{held['cpu']}, {held['cores']} cores, {found['date']}; `{found['command']}`."
+    held, usual = found["machine"], {"steps": Plan.steps, "minutes": Plan.minutes}
+    asked = [f" {key}={found[key]:g}" for key in usual if found.get(key, usual[key]) != usual[key]]
+    command = found["command"] + "".join(asked)
+    return f"{held['cpu']}, {held['cores']} cores, {found['date']}; `{command}`."
 
 
 def table_text(found: dict[str, Any]) -> str:
