@@ -38,7 +38,7 @@ class Interval:
 class Difference:
     """Second minus first over the seeds that both have, in the unit of the values.
 
-    `p` is two-sided, from a paired t-test; None with fewer than two pairs.
+    `p` is two-sided, from a t-test with `df` degrees of freedom; None with fewer than two pairs.
     """
 
     first: str
@@ -46,6 +46,15 @@ class Difference:
     seeds: tuple[int, ...]
     interval: Interval | None
     p: float | None
+    df: int | None = None
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far paired differences vary by chance: their deviation, and its degrees of freedom."""
+
+    sd: float
+    df: int
 
 
 @dataclass(frozen=True)
@@ -115,18 +124,68 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> In
 
 
 def paired_difference(
-    first: str, second: str, values: Mapping[str, Mapping[int, float]]
+    first: str,
+    second: str,
+    values: Mapping[str, Mapping[int, float]],
+    noise: Noise | None = None,
 ) -> Difference:
-    """Second minus first, seed by seed; `values` has of each name the value of each seed."""
+    """Second minus first, seed by seed; `values` has of each name the value of each seed.
+
+    Their own deviation is the measure of chance, unless the `noise` is known from elsewhere.
+    """
     one, two = values.get(first, {}), values.get(second, {})
     seeds = tuple(sorted(one.keys() & two.keys()))
     interval = mean_interval([two[seed] - one[seed] for seed in seeds])
     if interval is None or interval.sd is None:
         return Difference(first, second, seeds, interval, None)
+    df = interval.n - 1
+    if noise is not None:
+        df = noise.df
+        half_width = t_quantile(CONFIDENCE, df) * noise.sd / math.sqrt(interval.n)
+        interval = Interval(interval.mean, half_width, noise.sd, interval.n)
+    assert interval.sd is not None
     if interval.sd == 0:  # all seeds agree to the last bit
-        return Difference(first, second, seeds, interval, 0.0 if interval.mean else 1.0)
+        return Difference(first, second, seeds, interval, 0.0 if interval.mean else 1.0, df)
     t = interval.mean / (interval.sd / math.sqrt(interval.n))
-    return Difference(first, second, seeds, interval, p_value(t, interval.n - 1))
+    return Difference(first, second, seeds, interval, p_value(t, df), df)
+
+
+def difference_among(
+    first: str, second: str, values: Mapping[str, Mapping[int, float]]
+) -> Difference:
+    """As `paired_difference`, with what the other names say of chance besides.
+
+    Few seeds say little of it: two degrees of freedom of three. The noise of the others counts for
+    as many as `_OTHERS_DF`, so that a name noisier than they are is not taken for a quiet one.
+    Source: G. Smyth, Linear models and empirical Bayes methods, 2004, section 4 (the moderated t).
+    """
+    own = paired_difference(first, second, values)
+    others = block_noise({n: v for n, v in values.items() if n not in (first, second)})
+    if own.df is None or own.interval is None or own.interval.sd is None or others is None:
+        return own
+    weight = min(_OTHERS_DF, others.df)
+    df = own.df + weight
+    variance = (own.df * own.interval.sd**2 + weight * others.sd**2) / df
+    return paired_difference(first, second, values, Noise(math.sqrt(variance), df))
+
+
+def block_noise(values: Mapping[str, Mapping[int, float]]) -> Noise | None:
+    """Of the differences between any two names: from what names and seeds leave unexplained in all.
+
+    None where the names have not the same seeds, or there are fewer than two of either.
+    Source: G. Box, J. Hunter and W. Hunter, Statistics for Experimenters, 2nd ed., 2005, chapter 4
+    (randomized blocks); it takes the noise of all names to be the same.
+    """
+    seeds = sorted(next(iter(values.values()), {}))
+    if len(values) < 2 or len(seeds) < 2 or any(sorted(v) != seeds for v in values.values()):
+        return None
+    of_seed = {seed: fmean(v[seed] for v in values.values()) for seed in seeds}
+    left = 0.0
+    for own in values.values():
+        gaps = [own[seed] - of_seed[seed] for seed in seeds]
+        left += sum((gap - fmean(gaps)) ** 2 for gap in gaps)
+    df = (len(values) - 1) * (len(seeds) - 1)
+    return Noise(math.sqrt(2 * left / df), df)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -157,9 +216,12 @@ def judge(differences: Sequence[Difference], confidence: float = CONFIDENCE) -> 
     ]
 
 
-def detectable_difference(sd: float, n: int, level: float) -> float:
-    """The true mean of `n` differences of deviation `sd` that a test at `level` finds with POWER."""
-    return _detectable_shift(n, level) * sd / math.sqrt(n)
+def detectable_difference(sd: float, n: int, level: float, df: int | None = None) -> float:
+    """The true mean of `n` differences of deviation `sd` that a test at `level` finds with POWER.
+
+    The deviation is known with `df` degrees of freedom, unless told with n - 1.
+    """
+    return _detectable_shift(df or n - 1, level) * sd / math.sqrt(n)
 
 
 def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
@@ -270,23 +332,24 @@ def sign_flip_p(differences: Sequence[float], *, seed: int = 0) -> float:
 
 _RESAMPLES = 4000
 _DRAWN_AT_ONCE = 2_000_000  # items
+_OTHERS_DF = 2  # more finds little more, and is more often wrong of a noisy name (docs/log.md)
 _MOST_EXACT = 12  # differing items: all their signs are tried, 4,096 of them
 
 _STEPS = 600  # of the integral over u: its error is below 1e-5
 
 
 @functools.cache
-def _detectable_shift(n: int, level: float) -> float:
+def _detectable_shift(df: int, level: float) -> float:
     """In standard errors."""
-    critical = t_quantile(1 - level, n - 1)
-    return _root(lambda shift: power(shift, critical, n - 1) - POWER)
+    critical = t_quantile(1 - level, df)
+    return _root(lambda shift: power(shift, critical, df) - POWER)
 
 
 def _detectable(difference: Difference, level: float) -> float | None:
     interval = difference.interval
     if interval is None or interval.sd is None:
         return None
-    return detectable_difference(interval.sd, interval.n, level)
+    return detectable_difference(interval.sd, interval.n, level, difference.df)
 
 
 def _normal(z: float) -> float:

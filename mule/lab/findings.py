@@ -16,9 +16,9 @@ from mule.statistics import (
     POWER,
     Interval,
     Verdict,
+    difference_among,
     judge,
     mean_interval,
-    paired_difference,
     pooled_sd,
 )
 
@@ -97,17 +97,18 @@ def _ranking(study: Study) -> list[dict[str, Any]]:
     ranked = []
     for size in study.sizes:
         arms = [arm for arm in study.arms if arm.size == size]
-        rows = [_ranked(arm, study.baseline_of(size)) for arm in arms]
+        rows = [_ranked(arm, study) for arm in arms]
         rows.sort(key=lambda row: row["test"]["loss"]["mean"] if row["test"]["loss"] else 1e99)
         ranked += [{"rank": place, **row} for place, row in enumerate(rows, 1)]
     return ranked
 
 
-def _ranked(arm: Arm, base: Arm | None) -> dict[str, Any]:
+def _ranked(arm: Arm, study: Study) -> dict[str, Any]:
+    base = study.baseline_of(arm.size)
     against = None
     if base is not None and base is not arm:
-        values = {a.name: a.values("test", "loss") for a in (base, arm)}
-        against = interval_values(paired_difference(base.name, arm.name, values).interval)
+        difference = difference_among(base.name, arm.name, _losses(study, arm.size))
+        against = interval_values(difference.interval)
     return {
         "arm": arm.name,
         "variant": arm.variant,
@@ -165,8 +166,10 @@ def _seed_noise(study: Study) -> dict[str, Any] | None:
 
 def _verdicts(study: Study) -> list[dict[str, Any]]:
     planned = contrasts(study)
-    losses = {arm.name: arm.values("test", "loss") for arm in study.arms}
-    judged = judge([paired_difference(c.first, c.second, losses) for c in planned])
+    losses = {size: _losses(study, size) for size in study.sizes}
+    judged = judge(
+        [difference_among(c.first, c.second, losses[study.arm(c.second).size]) for c in planned]
+    )
     return [
         {
             "technique": contrast.technique,
@@ -174,6 +177,7 @@ def _verdicts(study: Study) -> list[dict[str, Any]]:
             "first": contrast.first,
             "second": contrast.second,
             "seeds": list(verdict.difference.seeds),
+            "df": verdict.difference.df,
             "difference": interval_values(verdict.difference.interval),
             "p": verdict.difference.p,
             "adjusted_p": verdict.adjusted_p,
@@ -183,6 +187,12 @@ def _verdicts(study: Study) -> list[dict[str, Any]]:
         }
         for contrast, verdict in zip(planned, judged)
     ]
+
+
+def _losses(study: Study, size: str) -> dict[str, dict[int, float]]:
+    """The test loss of each seed, of the arms of one size that have any."""
+    arms = {arm.name: arm.values("test", "loss") for arm in study.arms if arm.size == size}
+    return {name: values for name, values in arms.items() if values}
 
 
 def _word(verdict: Verdict) -> str:

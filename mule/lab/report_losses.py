@@ -58,6 +58,7 @@ def techniques(evidence: Evidence) -> Section:
             row["technique"],
             f"{row['second']} − {row['first']}",
             str(len(row["seeds"])),
+            MISSING if row["df"] is None else str(row["df"]),
             plus_minus(row["difference"], 4, sign=True),
             probability(row["p"]),
             probability(row["adjusted_p"]),
@@ -66,13 +67,15 @@ def techniques(evidence: Evidence) -> Section:
         ]
         for row in found["differences"]
     ]
-    columns = ["technique", "compared", "pairs", "difference (nats)", "p", "p (Holm)"]
+    columns = ["technique", "compared", "pairs", "df", "difference (nats)", "p", "p (Holm)"]
     columns += ["detectable", "verdict"]
     caption = (
         "Difference in test loss over the same seeds, mean ± half width of its 95% confidence "
-        "interval; negative is better. p: two-sided paired t-test, and after Holm's correction for all "
-        f"rows of this table. Detectable: the true difference that these seeds would find with a "
-        f"chance of {found['power']:.0%}, at the level of the strictest comparison."
+        "interval; negative is better. p: two-sided paired t-test, in which what seeds and the other "
+        "variants of the size leave unexplained counts for two degrees of freedom (df) of chance "
+        "besides, and after Holm's correction for all rows of this table. "
+        f"Detectable: the true difference that these seeds would find with a chance of "
+        f"{found['power']:.0%}, at the level of the strictest comparison."
     )
     bars = [
         Bar(row["technique"], evidence.study.arm(row["second"]).style, **_bar(row["difference"]))
@@ -86,7 +89,7 @@ def techniques(evidence: Evidence) -> Section:
         bars,
         Axis("difference in test loss (nats per token)"),
     )
-    table = Table(caption, columns, rows, words=(1, 7))
+    table = Table(caption, columns, rows, words=(1, 8))
     title = "What each technique changes"
     return Section(title, [table, Figures([figure])] if bars else [table])
 

@@ -68,7 +68,8 @@ class Optimizer:
             if named:
                 width = torch.float32 if named is exact else dtype
                 flat = Flat(named, width, averaged=optim.ema_decay is not None)
-                self._rules.append(kind(flat, optim, strength, compiled))
+                once = compiled and width == dtype  # another type would be compiled for again
+                self._rules.append(kind(flat, optim, strength, once))
 
     def accumulate(self) -> None:
         """Add the gradients of one micro-batch to fp32 sums and clear them."""

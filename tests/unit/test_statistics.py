@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import random
 from statistics import fmean, stdev
+from typing import Any
 
 import pytest
 
 from mule.lab.findings import tell
 from mule.statistics import (
+    block_noise,
     bootstrap_interval,
     central_share,
     detectable_difference,
+    difference_among,
     holm,
     judge,
     mean_interval,
@@ -147,6 +150,55 @@ def test_one_false_alarm_in_a_family_is_as_rare_as_promised() -> None:
         pairs = [paired_difference(a, b, values) for a, b in ("ab", "bc", "cd", "ae", "ef")]
         alarms += any(v.is_beyond_noise for v in judge(pairs))
     assert alarms / tries <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / tries)
+
+
+_FAMILY = [("a", "b"), ("b", "c"), ("b", "d"), ("d", "e"), ("a", "f"), ("f", "g")]
+
+
+def _losses(rng: random.Random, *, of_f: float = 0.01, shift_of_g: float = 0.0) -> Any:
+    seeds = {seed: rng.gauss(0, 0.1) for seed in range(3)}  # moves all alike
+    deviations = dict.fromkeys("abcdeg", 0.01) | {"f": of_f}
+    values = {n: {s: e + rng.gauss(4, d) for s, e in seeds.items()} for n, d in deviations.items()}
+    values["g"] = {seed: loss + shift_of_g for seed, loss in values["g"].items()}
+    return values
+
+
+def _among_all(values: Any) -> list[Any]:
+    return [difference_among(first, second, values) for first, second in _FAMILY]
+
+
+@pytest.mark.parametrize("of_f", [0.01, 0.02, 0.05, 0.1])
+def test_the_noise_of_others_gives_no_more_false_alarms(of_f: float) -> None:
+    """Also where the losses of one name vary more than those of the others."""
+    rng, alarms, tries = random.Random(6), 0, 600
+    for _ in range(tries):
+        judged = judge(_among_all(_losses(rng, of_f=of_f)))
+        alarms += any(verdict.is_beyond_noise for verdict in judged)
+    assert alarms / tries <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / tries)
+
+
+def test_the_noise_of_others_finds_what_three_seeds_alone_do_not() -> None:
+    rng, shared, alone = random.Random(7), 0, 0
+    for _ in range(200):
+        values = _losses(rng, shift_of_g=-0.06)
+        shared += judge(_among_all(values))[-1].is_beyond_noise
+        each = [paired_difference(*pair, values) for pair in _FAMILY]
+        alone += judge(each)[-1].is_beyond_noise
+    assert shared > 140 and alone < 80
+
+
+def test_the_noise_of_blocks_is_what_names_and_seeds_leave() -> None:
+    # Residuals of a worked table: means of names 1, 2, 3, of seeds -0.1 and 0.1 beside them.
+    losses = {"a": {0: 0.9, 1: 1.1}, "b": {0: 1.8, 1: 2.2}, "c": {0: 3.0, 1: 3.0}}
+    noise = block_noise(losses)
+    assert noise is not None and noise.df == 2
+    assert noise.sd == pytest.approx(math.sqrt(2 * (4 * 0.1**2) / 2))
+    assert block_noise({"a": {0: 1.0, 1: 2.0}}) is None
+    assert block_noise({"a": {0: 1.0, 1: 2.0}, "b": {0: 1.0}}) is None
+    two = {name: losses[name] for name in "ab"}  # the paired test itself
+    own, found = paired_difference("a", "b", two), block_noise(two)
+    assert found is not None and own.interval is not None and (own.df, found.df) == (1, 1)
+    assert found.sd == pytest.approx(own.interval.sd)
 
 
 def test_the_pooled_deviation_weighs_by_degrees_of_freedom() -> None:
