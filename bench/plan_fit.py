@@ -14,6 +14,7 @@ _MEMORY += ("bitsandbytes", "moments_in_8_bits")
 _STEPS = (1.5, 1.15, 1.05, 1.01)  # by which a constant is tried larger and smaller
 _ROUNDS = 40
 _TOO_LITTLE, _LITTLE = 4.0, 0.03  # how much worse it is to predict less, beyond so much
+_LEAST = 0.3  # times the ideal: a kind that is little of every run is not to be fitted away
 _TRUST = 0.003  # how much a constant is held to what it was, beside one run's squared error
 
 
@@ -34,7 +35,7 @@ def fit_memory(samples: Sequence[Any], start: Fitted) -> dict[str, float]:
 
 
 def fit_time(samples: Sequence[Any], start: Fitted) -> dict[str, float]:
-    """Non-negative factors of the kinds of work, by relative least squares.
+    """Factors of the kinds of work, none of them free, by relative least squares.
 
     Each is drawn a little to what it was, so that a kind that no run has keeps its value.
     """
@@ -54,7 +55,7 @@ def fit_time(samples: Sequence[Any], start: Fitted) -> dict[str, float]:
                 rest = sum(times[other] * share[other] for other in share if other != name)
                 weight += own * own
                 wanted += own * (1.0 - rest)
-            times[name] = max(0.0, wanted / weight)
+            times[name] = max(_LEAST if name != "updates" else 0.0, wanted / weight)
     return {name: float(f"{value:.4g}") for name, value in times.items()}
 
 

@@ -233,6 +233,18 @@ def test_a_saved_state_goes_on_to_the_same_bits(
     assert resumed.num_updates == optimizer.num_updates == 6
 
 
+@pytest.mark.parametrize(
+    ("dtype", "compiled"), [("float32", [True] * 2), ("bfloat16", [True, False])]
+)
+def test_what_stays_fp32_is_not_compiled_for_beside_bf16(dtype: str, compiled: list[bool]) -> None:
+    """One graph serves all groups: another type of weight would be compiled for again."""
+    model = torch.nn.Linear(4, 4, bias=False)
+    model.register_parameter("D", torch.nn.Parameter(torch.ones(4)))
+    mixer = torch.nn.ModuleDict({"mixer": model})
+    made = Optimizer(mixer, settings("adamw"), dtype=getattr(torch, dtype), compiled=True)
+    assert [rule.compiled for rule in made._rules] == compiled
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_digest_changes_with_any_bit(kind: str) -> None:
     model = model_of()
