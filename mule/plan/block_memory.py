@@ -33,7 +33,7 @@ def block_bytes(
     size, in_norm = width(str(train.precision)), norm_bytes(adapter)
     norms = (4 if c.sandwich_norms else 2) * (in_norm + size) * c.hidden_size
     if c.mamba is not None and c.has_mamba(layer):
-        mixer = _mamba_bytes(c.mamba, size, is_native=is_native(train))
+        mixer = _mamba_bytes(c.mamba, size, is_native=_is_native(train))
     else:
         mixer = _attention_bytes(c, size, in_norm, mask_length)
     dropped = 2 * size * c.hidden_size if train.dropout else 0
@@ -120,11 +120,11 @@ def experts_work_bytes(c: ModelConfig, layer: int, train: TrainSection) -> int:
     if c.moe is None or not c.has_experts(layer):
         return 0
     size, inner = width(str(train.precision)), c.moe.intermediate_size
-    laid_out = c.hidden_size + 2 * inner if size == 2 and is_native(train) else 0
+    laid_out = c.hidden_size + 2 * inner if size == 2 and _is_native(train) else 0
     return size * c.moe.experts_per_token * (4 * inner + laid_out)
 
 
-def is_native(train: TrainSection) -> bool:
+def _is_native(train: TrainSection) -> bool:
     """Whether experts, convolutions and decays are computed in C++ (mule.models.native_training)."""
     is_served = str(train.device) not in ("cuda", "mps") and str(train.precision) != "fp16"
     return is_served and build.is_possible()
@@ -132,7 +132,7 @@ def is_native(train: TrainSection) -> bool:
 
 def attends_natively(c: ModelConfig, train: TrainSection) -> bool:
     """Whether attention is computed in C++, by document (mule.models.native_attention)."""
-    return is_native(train) and c.head_dim % _NATIVE_CHANNELS == 0
+    return _is_native(train) and c.head_dim % _NATIVE_CHANNELS == 0
 
 
 def _mamba_bytes(m: MambaConfig, size: int, *, is_native: bool) -> float:

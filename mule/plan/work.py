@@ -2,9 +2,9 @@
 
 Kinds of work: `products` of matrices at the measured matmul peak, and the bytes of their operands;
 attention in C++ (`attention_native`), or torch's inside whole rows (`attention`) and by `documents` of
-packed ones; what is done number by number
-(`pointwise`), eager or compiled, as bytes of memory; the `softmax` of the loss; state-space layers;
-experts; the `optimizer`; and the calls themselves (`operations`), which small models wait for.
+packed ones; what is done number by number (`pointwise`), eager or compiled, as bytes of memory; the
+`softmax` of the loss; state-space layers; experts; the `optimizer`; and the calls themselves
+(`operations`), which small models wait for.
 mule/plan/fitted.json says how many times its ideal time each takes.
 """
 
@@ -29,7 +29,6 @@ from mule.plan.resolve import Facts
 Work = dict[str, float]
 
 _CHUNK_TOKENS = 512  # of the loss, as mule.models.loss cuts them
-_DENSE_TOKENS = 512  # longer packed rows go by document on a CPU, as in mule.models.attention
 _TILE = 64  # queries and keys that mule/native/attention.h computes at once
 _BLOCK_QUERIES = 256  # of the backward pass by document, as in mule.models.packed_attention
 # Passes over what a block keeps: forward one, backward two, what is computed again one more.
@@ -97,9 +96,9 @@ class _Pass:
         self.is_adapter = recipe.adapter.kind != "none"
         first = recipe.adapter.lora.first_block(config.num_layers) if self.is_adapter else 0
         self.frozen, self.trained = range(first), range(first, config.num_layers)
-        on_cpu = recipe.train.device == "cpu"
         self.is_native = attends_natively(config, recipe.train)
-        self.by_document = facts.isolated and on_cpu and facts.row_length > _DENSE_TOKENS
+        mask = memory.mask_length(config, recipe.train, facts.row_length, isolated=facts.isolated)
+        self.by_document = facts.isolated and not mask
 
     def training(self, *, trunk_kept: bool) -> Work:
         """Forward and backward."""
